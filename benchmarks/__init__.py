@@ -1,0 +1,1 @@
+"""Kernels against their peers: `python -m benchmarks --help`."""

@@ -1,0 +1,39 @@
+"""Measure the kernels: `python -m benchmarks [--op NAME] [--threads N] [--out DIR]`."""
+
+import argparse
+import os
+from importlib import import_module
+from pathlib import Path
+
+OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for and print, or write, their tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--op", choices=OPS, action="append", help="one file of benchmarks (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every implementation (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time a case, about (default: 1)")
+    parser.add_argument("--out", type=Path, help="write results.json and results.md into this folder")
+    arguments = parser.parse_args()
+
+    # Thread pools read these when they are loaded, so they are set before torch is imported.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
+    import torch
+
+    from .harness import as_markdown, machine, measure, write
+
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for op in arguments.op or OPS:
+        for case in import_module(f".bench_{op}", __package__).cases():
+            rows.append(measure(case, arguments.seconds))
+    setting = machine()
+    print(as_markdown(rows, setting))
+    if arguments.out:
+        write(arguments.out, rows, setting)
+
+
+if __name__ == "__main__":
+    main()

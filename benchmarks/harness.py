@@ -1,0 +1,135 @@
+"""Timing and tables, shared by every `bench_<op>.py`.
+
+A module `bench_<op>` offers `cases()`: problems, each with the implementations that solve it. The first is ours, the
+others are its peers. They must agree before anything is timed. Runs are interleaved (ours, peer, ours, peer, ...), so
+that a machine that slows down slows all of them, and the figure is the ratio of medians.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
+SHORTEST_SAMPLE = 2e-4  # seconds: shorter calls are timed in groups
+
+
+@dataclass
+class Case:
+    """One problem: `run` by implementation name, ours first, and the work it does."""
+
+    op: str
+    name: str
+    run: dict[str, Callable[[], Any]]
+    agree: Callable[[Any, Any], None]  # raises if two results differ
+    floor_bytes: int = 0  # read and written at least
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def against_reference(call: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
+    """The best backend of an op and its plain-torch reference; `call` takes `backend`."""
+    return {"cpgr_kernels": partial(call, backend=None), "reference": partial(call, backend="reference")}
+
+
+def agree_exactly(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """The same numbers, NaN where NaN is."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def agree_closely(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """The same numbers up to the rounding of float32 sums."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def measure(case: Case, budget: float) -> dict[str, Any]:
+    """Check that all agree, then time them in turn for about `budget` seconds."""
+    results = {name: run() for name, run in case.run.items()}
+    ours, *peers = case.run
+    for peer in peers:
+        case.agree(results[ours], results[peer])
+    del results
+
+    repeats = {name: _repeats(run) for name, run in case.run.items()}
+    samples: dict[str, list[float]] = {name: [] for name in case.run}
+    end = time.perf_counter() + budget
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() > end:
+            break
+        for name, run in case.run.items():
+            samples[name].append(_sample(run, repeats[name]))
+    median = {name: statistics.median(times) for name, times in samples.items()}
+    return {
+        "op": case.op,
+        "case": case.name,
+        **case.facts,
+        "milliseconds": {name: value * 1e3 for name, value in median.items()},
+        "ratio": {peer: median[peer] / median[ours] for peer in peers},
+        "gigabytes_per_second": case.floor_bytes / median[ours] / 1e9,
+        "rounds": len(samples[ours]),
+    }
+
+
+def _sample(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(run: Callable[[], Any]) -> int:
+    return max(1, int(SHORTEST_SAMPLE / max(_sample(run, 1), 1e-7)))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    from cpgr_kernels import build_info
+
+    return {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "isa": build_info()["cpu"].get("isa", "no C++ kernels"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]], setting: dict[str, Any]) -> str:
+    """A table of all rows; milliseconds are medians."""
+    facts = ", ".join(f"{name} {value:.1f}" if name == "load" else f"{name} {value}" for name, value in setting.items())
+    lines = [f"Medians in ms, runs interleaved. {facts}", ""]
+    lines += ["| op | case | ours | GB/s | peer | peer ms | ratio |", "|---|---|---|---|---|---|---|"]
+    lines += list(_table_rows(rows))
+    return "\n".join(lines) + "\n"
+
+
+def _table_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        ours = next(iter(row["milliseconds"]))
+        for peer, ratio in row["ratio"].items():
+            yield (
+                f"| {row['op']} | {row['case']} | {row['milliseconds'][ours]:.4f} | {row['gigabytes_per_second']:.2f} "
+                f"| {peer} | {row['milliseconds'][peer]:.4f} | {ratio:.1f}x |"
+            )
+
+
+def write(folder: Path, rows: list[dict[str, Any]], setting: dict[str, Any]) -> None:
+    """`results.json` and `results.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"machine": setting, "rows": rows}, indent=1) + "\n")
+    (folder / "results.md").write_text(as_markdown(rows, setting))

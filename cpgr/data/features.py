@@ -1,0 +1,96 @@
+"""Encoder outputs, computed once an image and kept in memory or on disk by a stated budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..progress import track
+from ..regions import Frame
+from .records import Image
+
+log = logging.getLogger("cpgr")
+
+
+def load_frames(images: Sequence[Image], size: int, mode: str) -> torch.Tensor:
+    """Decode images into a network's frame: uint8 [B, 3, size, size], RGB."""
+    from .images import open_image, to_frame
+
+    frames = []
+    for image in images:
+        picture = open_image(image.path, record=image.image_id)
+        frames.append(torch.as_tensor(to_frame(picture, Frame(size, image.width, image.height, mode))))
+    return torch.stack(frames)
+
+
+def load_crops(crops: Sequence[tuple[Image, list[float]]], size: int) -> torch.Tensor:
+    """Cut boxes (x1, y1, x2, y2, original pixels) out of their images and stretch them: uint8 [B, 3, size, size]."""
+    from .images import open_image, to_frame
+
+    frames, last, picture = [], None, None
+    for image, (x1, y1, x2, y2) in crops:
+        if image.image_id != last:
+            last, picture = image.image_id, open_image(image.path, record=image.image_id)
+        left, top = int(x1), int(y1)
+        crop = picture.crop((left, top, max(left + 1, round(x2)), max(top + 1, round(y2))))
+        frames.append(torch.as_tensor(to_frame(crop, Frame(size, *crop.size, "squash"))))
+    return torch.stack(frames)
+
+
+class FeatureStore:
+    """A frozen encoder's output for every image it is asked for, each computed once.
+
+    `encode` maps uint8 frames [B, 3, size, size] to features [B, ...]. Entries stay in memory while they fit
+    `memory_mb`; later ones go to one file in `folder` (deleted with the store), read back by offset.
+    """
+
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], size: int, mode: str, *, memory_mb: float, folder: Path, batch: int = 32):
+        self.encode, self.size, self.mode, self.batch = encode, size, mode, batch
+        self.budget, self.folder = int(memory_mb * 2**20), folder
+        self.memory: dict[str, torch.Tensor] = {}
+        self.offsets: dict[str, int] = {}
+        self.file = None
+        self.shape, self.dtype = None, None
+
+    def __len__(self) -> int:
+        return len(self.memory) + len(self.offsets)
+
+    def add(self, images: Mapping[str, Image], what: str = "image features") -> None:
+        """Encode the images that are not stored yet."""
+        missing = [image for image_id, image in images.items() if image_id not in self.memory and image_id not in self.offsets]
+        chunks = [missing[i : i + self.batch] for i in range(0, len(missing), self.batch)]
+        for chunk in track(chunks, what):
+            with torch.no_grad():
+                features = self.encode(load_frames(chunk, self.size, self.mode)).cpu()
+            for image, feature in zip(chunk, features, strict=True):
+                self._put(image.image_id, feature.contiguous())
+
+    def __getitem__(self, image_ids: Sequence[str]) -> torch.Tensor:
+        """Features of the images, [B, ...], in the order of the ids."""
+        return torch.stack([self._get(image_id) for image_id in image_ids])
+
+    def _put(self, image_id: str, feature: torch.Tensor) -> None:
+        self.shape, self.dtype = feature.shape, feature.dtype
+        size = feature.numel() * feature.element_size()
+        if (len(self.memory) + 1) * size <= self.budget:
+            self.memory[image_id] = feature.clone()
+            return
+        if self.file is None:
+            import tempfile
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as the store
+            log.info("image features beyond %d MB go to disk in %s", self.budget >> 20, self.folder)
+        self.offsets[image_id] = self.file.seek(0, 2)
+        self.file.write(feature.view(torch.uint8).numpy().tobytes())
+
+    def _get(self, image_id: str) -> torch.Tensor:
+        if image_id in self.memory:
+            return self.memory[image_id]
+        self.file.seek(self.offsets[image_id])
+        size = self.shape.numel() * self.dtype.itemsize
+        data = bytearray(self.file.read(size))
+        return torch.frombuffer(data, dtype=self.dtype).view(self.shape)

@@ -1,0 +1,446 @@
+"""The Generation stage of CPGR: BLIP-2, told where to look, writes an expression for every proposal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.features import FeatureStore, load_crops
+from ..data.records import Expression
+from ..errors import CpgrError
+from ..labels import Label, LabelTable
+from ..progress import track
+from ..stages import Images
+from ..training import TrainingConfig, parameter_groups, train
+from ..vocabulary import batches, clean, extend, located
+from .checkpoints import load_blip2
+from .objectives import Texts, latent_losses, region_losses
+from .region_blip2 import LoraSettings, RegionBlip2
+from .templates import TemplateConfig, templates
+
+
+@dataclass
+class DecodingConfig:
+    """How expressions are decoded.
+
+    Attributes:
+        beams: Beams of the search (5 as RegionBLIP; 1 is greedy).
+        samples: Further expressions a region drawn by nucleus sampling.
+        top_p: Nucleus of the sampling.
+        max_new_tokens: Longest expression in tokens (soft prompt and prefix not counted).
+        min_new_tokens: Shortest expression in tokens.
+        batch_size: Regions decoded together.
+    """
+
+    beams: int = 5
+    samples: int = 0
+    top_p: float = 0.9
+    max_new_tokens: int = 30
+    min_new_tokens: int = 1
+    batch_size: int = 64
+
+
+@dataclass
+class GenerationConfig:
+    """The Generation stage.
+
+    Attributes:
+        captioner: `builtin`, or the name or folder of a `Blip2ForConditionalGeneration` checkpoint.
+        matcher: `builtin`, or the name or folder of a `Blip2ForImageTextRetrieval` checkpoint (text branch, ITM, ITC).
+        image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
+        prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
+        coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
+        latent: Train ITG and ITC on each true expression over all regions of its image, weighted by the last
+            pairing, instead of on the chosen region alone.
+        carry_over: Go on from the last cycle's LoRA instead of a fresh one.
+        keep_templates: Keep the cold start's templates beside the generated expressions in later cycles.
+        vocabulary: `extend` adds the training expressions' words that the tokenizers break up, `keep` does not.
+        per_image: Labels of one image in a batch, at most.
+        loss_itc: Weight of L_ITC (as every other: 1 in CPGR's figure).
+        loss_itm: Weight of L_ITM.
+        loss_itg: Weight of L_ITG.
+        loss_llm: Weight of L_LLM.
+        loss_latent: Weight of the latent-region likelihood and contrast.
+        lora: LoRA's settings.
+        templates: The cold start's templates.
+        decoding: How expressions are decoded.
+        training: How the model is fine-tuned; `batch_size` counts images.
+        memory_mb: Memory for cached image features; what goes beyond lies on disk.
+    """
+
+    captioner: str = "Salesforce/blip2-opt-2.7b"
+    matcher: str = "Salesforce/blip2-itm-vit-g"
+    image_size: int = 0
+    prefix: bool = True
+    coordinates: bool = True
+    latent: bool = True
+    carry_over: bool = False
+    keep_templates: bool = False
+    vocabulary: str = "keep"
+    per_image: int = 6
+    loss_itc: float = 1.0
+    loss_itm: float = 1.0
+    loss_itg: float = 1.0
+    loss_llm: float = 1.0
+    loss_latent: float = 1.0
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    templates: TemplateConfig = field(default_factory=TemplateConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            epochs=10, batch_size=16, learning_rate=1e-4, final_rate=0.1, weight_decay=0.05, warmup=200
+        )
+    )
+    memory_mb: float = 2048.0
+
+
+class Blip2Generator:
+    """`stages.Generator` by `RegionBlip2`. Before the first `fit` it writes templates (reference 4.2, option A)."""
+
+    def __init__(self, config: GenerationConfig, accelerator, work: Path, seed: int):
+        self.config, self.accelerator, self.work, self.seed = config, accelerator, work, seed
+        self.model: RegionBlip2 | None = None
+        self.store: FeatureStore | None = None
+        self.fitted = False
+
+    # -- building and keeping -------------------------------------------------------------------------------------
+
+    def build(self, texts: Sequence[str] = ()) -> None:
+        """A fresh model from the checkpoints: frozen BLIP-2, new LoRA, zero coordinate embedding."""
+        from transformers import AutoTokenizer
+
+        config = self.config
+        names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
+        self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
+        captioner, parts = load_blip2(*names)
+        if self.words.bos_token is None:
+            self.words.add_special_tokens({"bos_token": "[DEC]"})
+        added = (
+            (extend(self.llm_words, texts), extend(self.words, texts)) if config.vocabulary == "extend" else (0, 0)
+        )
+        _resize(captioner.language_model, parts["embeddings"], self.llm_words, self.words)
+        self.model = RegionBlip2(captioner, parts)
+        tuned = Path(names[0]) / "coordinates.safetensors"
+        if tuned.is_file():  # a captioner that was pretrained with a coordinate embedding brings it along
+            from safetensors.torch import load_file
+
+            with torch.no_grad():
+                for name, value in load_file(tuned).items():
+                    parameter = self.model.get_parameter(name)
+                    parameter[tuple(map(slice, value.shape))] = value.to(parameter.dtype)  # new words keep a zero bias
+        self.model.add_lora(config.lora)
+        for embedding, new in ((self.model.blip2.language_model.get_input_embeddings(), added[0]), (parts["embeddings"].word_embeddings, added[1])):
+            embedding.weight.requires_grad_(new > 0)  # words the checkpoint has never seen must be learnt
+        if not config.coordinates:
+            nn.init.zeros_(self.model.coordinates.outer.weight)
+            nn.init.zeros_(self.model.coordinates.outer.bias)
+            self.model.coordinates.requires_grad_(False)
+        self.model.to(self.accelerator.device).eval()
+        if self.store is None:
+            vision = captioner.config.vision_config
+            self.store = FeatureStore(
+                self._encode, config.image_size or vision.image_size, "squash", memory_mb=config.memory_mb, folder=self.work / "features"
+            )
+
+    @torch.no_grad()
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """Image features [B, S, V] of uint8 frames: once an image, whatever the number of its regions."""
+        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None] * 255
+        std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None] * 255
+        pixels = ((frames.float() - mean) / std).to(self.accelerator.device)
+        stretched = self.store.size != self.model.blip2.config.vision_config.image_size
+        with self.accelerator.autocast():
+            return self.model.blip2.vision_model(pixels, interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
+
+    def save(self, folder: Path) -> None:
+        """PEFT's adapter, the other trained tensors, and the two vocabularies."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "fitted").write_text("yes" if self.fitted else "no")
+        if not self.fitted:
+            return
+        if hasattr(self.model.captioner, "peft_config"):
+            self.model.captioner.save_pretrained(folder, save_embedding_layers=False)
+        save_file(self.model.own_state(), folder / "region.safetensors")
+        self.llm_words.save_pretrained(folder / "llm_words")
+        self.words.save_pretrained(folder / "words")
+
+    def load(self, folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        self.fitted = (folder / "fitted").read_text() == "yes"
+        if not self.fitted:
+            return
+        try:
+            self.build()
+            self.llm_words, self.words = (AutoTokenizer.from_pretrained(folder / n) for n in ("llm_words", "words"))
+            _resize(self.model.blip2.language_model, self.model.parts["embeddings"], self.llm_words, self.words)
+            self.model.word_bias = nn.Parameter(torch.zeros(self.model.parts["embeddings"].word_embeddings.num_embeddings))
+            own = load_file(folder / "region.safetensors")
+            unknown = self.model.load_state_dict(own, strict=False).unexpected_keys
+            if unknown:
+                raise CpgrError(f"{folder}: tensors of another model: {unknown[:3]}")
+            if hasattr(self.model.captioner, "peft_config"):
+                set_peft_model_state_dict(self.model.captioner, load_file(folder / "adapter_model.safetensors"))
+        except (OSError, RuntimeError) as error:
+            raise CpgrError(f"{folder}: not a Generation model of this configuration: {error}") from error
+        self.model.to(self.accelerator.device).eval()
+
+    # -- inputs -----------------------------------------------------------------------------------------------------
+
+    def qformer_texts(self, texts: Sequence[str]) -> Texts:
+        out = self.words(
+            [clean(t) for t in texts], padding=True, truncation=True, max_length=32, padding_side="right", return_tensors="pt"
+        )
+        device = self.accelerator.device
+        return Texts(out["input_ids"].to(device), out["attention_mask"].to(device), self.words.bos_token_id)
+
+    def prompts(self, labels: Sequence[Label]):
+        """Left-padded ids and mask of the prefixes `[Spat] [Attr] [Cls]`, each after the language model's BOS."""
+        bos = [self.llm_words.bos_token_id] if self.llm_words.bos_token_id is not None else []
+        rows = [
+            bos + self.llm_words(clean(label.words) if self.config.prefix else "", add_special_tokens=False)["input_ids"]
+            for label in labels
+        ]
+        return self._pad(rows, left=True)
+
+    def targets(self, texts: Sequence[str]):
+        """Right-padded ids and mask of the expressions, each with the end token the captioner was trained with."""
+        end = self.model.blip2.generation_config.eos_token_id
+        end = end if isinstance(end, int) else self.llm_words.eos_token_id
+        return self._pad([self.llm_words(clean(t), add_special_tokens=False)["input_ids"] + [end] for t in texts], left=False)
+
+    def _pad(self, rows: list[list[int]], left: bool):
+        longest, fill = max(1, max(map(len, rows))), self.llm_words.pad_token_id or 0
+        ids = torch.full((len(rows), longest), fill)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for i, row in enumerate(rows):
+            span = slice(longest - len(row), longest) if left else slice(0, len(row))
+            ids[i, span] = torch.tensor(row, dtype=torch.long)
+            mask[i, span] = 1
+        return ids.to(self.accelerator.device), mask.to(self.accelerator.device)
+
+    def _features(self, image_ids: Sequence[str]) -> torch.Tensor:
+        return self.store[list(image_ids)].to(self.accelerator.device).float()
+
+    def boxes(self, labels: Sequence[Label]) -> torch.Tensor:
+        rows = [[row.box[0] / row.width, row.box[1] / row.height, row.box[2] / row.width, row.box[3] / row.height] for row in labels]
+        return torch.tensor(rows, dtype=torch.float32, device=self.accelerator.device).clamp(0, 1)
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    def fit(self, labels: LabelTable, images: Images, work: Path) -> None:
+        """Fine-tune on the last cycle's refined labels; nothing in the first cycle, which has none."""
+        if not len(labels.kept):
+            return
+        texts = [row.expression for row in labels if row.expression_id or row.kept]
+        if self.model is None or not self.config.carry_over:
+            self.build(texts)
+        self.store.add({i: images[i] for i in labels.by_image()}, "image features")
+        data = _Groups(labels, self)
+        step = _Step(self, data)
+        self.history = train(
+            step, data, data.collate, self.config.training, self.accelerator, seed=torch.initial_seed(), work=work,
+            what="Generation", groups=parameter_groups(step, self.config.training),
+        )  # fmt: skip
+        self.model.eval()
+        self.fitted = True
+
+    def generate(self, images: Images, proposals: LabelTable) -> LabelTable:
+        made = self._written(images, proposals) if self.fitted else []
+        if not self.fitted or self.config.keep_templates:
+            made += self._templates(proposals)
+        order = {image_id: i for i, image_id in enumerate(images)}
+        made.sort(key=lambda row: (order[row.image_id], row.region_id))
+        return LabelTable(made)
+
+    def _templates(self, proposals: LabelTable) -> list[Label]:
+        rows = []
+        for image_id, regions in track(proposals.by_image().items(), "templates"):
+            rng = random.Random(f"{self.seed} {image_id}")
+            rows += templates(regions, self.config.templates, rng)
+        return rows
+
+    def _written(self, images: Images, proposals: LabelTable) -> list[Label]:
+        decoding = self.config.decoding
+        self.store.add(images, "image features")
+        rows: list[Label] = []
+        common = {
+            "max_new_tokens": decoding.max_new_tokens, "min_new_tokens": decoding.min_new_tokens,
+            "pad_token_id": self.llm_words.pad_token_id or 0,
+        }  # fmt: skip
+        # rows of like prefix length stand together, so that little of a batch is padding
+        ordered = sorted(proposals, key=lambda row: (len(row.words), row.image_id, row.region_id))
+        for chunk in track(list(batches(ordered, decoding.batch_size)), "writing expressions"):
+            with torch.no_grad(), self.accelerator.autocast():
+                queries = self.model.regions(self._features([r.image_id for r in chunk]), self.boxes(chunk))
+                prompt, mask = self.prompts(chunk)
+                made = [(chunk, self.model.write(queries, prompt, mask, num_beams=decoding.beams, do_sample=False, **common))]
+                if decoding.samples:
+                    many = dict(do_sample=True, top_p=decoding.top_p, num_return_sequences=decoding.samples)
+                    repeated = [row for row in chunk for _ in range(decoding.samples)]
+                    made.append((repeated, self.model.write(queries, prompt, mask, **many, **common)))
+            for labels, ids in made:
+                for row, text in zip(labels, self.llm_words.batch_decode(ids, skip_special_tokens=True), strict=True):
+                    rows.append(replace(row, expression=clean(text), kind="generated", scores=dict(row.scores)))
+        seen: set[tuple] = set()
+        distinct = []
+        for row in rows:
+            key = (row.image_id, row.region_id, row.expression)
+            if row.expression and key not in seen:
+                seen.add(key)
+                distinct.append(row)
+        return distinct
+
+    @torch.no_grad()
+    def match(self, images: Images, labels: LabelTable) -> list[float]:
+        """ITM probability of each label's text on the crop of its box: the first cycle's gate (CPL, section 2.3)."""
+        if self.model is None:
+            self.build([row.expression for row in labels])
+        chances: dict[int, float] = {}
+        order = sorted(range(len(labels)), key=lambda i: labels[i].image_id)  # an image is decoded for all its labels
+        for chunk in track(list(batches(order, self.config.decoding.batch_size)), "matching crops"):
+            rows = [labels[i] for i in chunk]
+            texts = self.qformer_texts([row.expression for row in rows])
+            with self.accelerator.autocast():
+                image = self._encode(load_crops([(images[row.image_id], row.box) for row in rows], self.store.size)).float()
+                queries, _ = self.model.read(image, None, texts.ids, texts.mask, causal=False)
+                found = self.model.match_logits(queries).softmax(-1)[:, 1]
+            chances.update(zip(chunk, found.tolist(), strict=True))
+        return [chances[i] for i in range(len(labels))]
+
+    @torch.no_grad()
+    def judge(self, images: Images, proposals: LabelTable, expressions: Sequence[Expression]) -> dict[str, dict[str, torch.Tensor]]:
+        """`itg`: log p(E | b_j) over the tokens; `itc`: similarity over temperature. Nothing before the first fit."""
+        if not self.fitted:
+            return {}
+        self.store.add(images, "image features")
+        regions = proposals.by_image()
+        found: dict[str, dict[str, torch.Tensor]] = {"itg": {}, "itc": {}}
+        asked = [e for e in expressions if e.image_id in regions]
+        for chunk in track(list(batches(asked, 48)), "judging expressions"):
+            rows = [row for e in chunk for row in regions[e.image_id]]
+            counts = [len(regions[e.image_id]) for e in chunk]
+            which = torch.repeat_interleave(torch.arange(len(chunk)), torch.tensor(counts)).to(self.accelerator.device)
+            texts = self.qformer_texts([e.text for e in chunk])
+            with self.accelerator.autocast():
+                image, boxes = self._features([row.image_id for row in rows]), self.boxes(rows)
+                queries, out = self.model.read(image, boxes, texts.decoded[which], texts.mask[which], causal=True)
+                likelihood = self.model.text_log_likelihood(out, texts.ids[which], texts.mask[which]).sum(1)
+                words = self.model.text_features(texts.ids, texts.mask)[which]
+                features = self.model.region_features(queries)
+                similar = torch.einsum("rkp,rp->rk", features, words).amax(1) / self.model.temperature.clamp(0.001, 0.5)
+            for name, scores in (("itg", likelihood), ("itc", similar)):
+                for e, part in zip(chunk, scores.float().cpu().split(counts), strict=True):
+                    found[name][e.expression_id] = part
+        return found
+
+
+def _resize(language_model, embeddings, llm_words, words) -> None:
+    """Grow both word embeddings to their tokenizers; never shrink a checkpoint's padded table."""
+    if len(llm_words) > language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(len(llm_words), mean_resizing=False)
+    old = embeddings.word_embeddings
+    if len(words) > old.num_embeddings:
+        new = nn.Embedding(len(words), old.embedding_dim, padding_idx=old.padding_idx).to(old.weight.device)
+        nn.init.normal_(new.weight, std=0.02)
+        with torch.no_grad():
+            new.weight[: old.num_embeddings] = old.weight
+        embeddings.word_embeddings = new
+
+
+class _Groups(torch.utils.data.Dataset):
+    """Refined labels by image: regions with texts, and expressions with a weight for each region of the image."""
+
+    def __init__(self, labels: LabelTable, generator: Blip2Generator):
+        self.generator = generator
+        latent = generator.config.latent
+        self.groups = []
+        for image_id, rows in labels.by_image().items():
+            candidates: dict[str, list[Label]] = {}
+            for row in rows:
+                if row.expression_id and "posterior" in row.scores:
+                    candidates.setdefault(row.expression_id, []).append(row)
+            labelled = [row for row in rows.kept if row.box is not None and clean(row.expression)]
+            if labelled or (latent and candidates):
+                self.groups.append((image_id, labelled, list(candidates.values()) if latent else []))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collate(self, indices: list[int]) -> dict:
+        g, per_image = self.generator, self.generator.config.per_image
+        rows: list[Label] = []
+        expressions: list[list[Label]] = []
+        for index in indices:
+            _, labelled, candidates = self.groups[index]
+            rows += random.sample(labelled, min(per_image, len(labelled)))
+            expressions += random.sample(candidates, min(2, len(candidates)))
+        batch = {}
+        if rows:
+            keys = [(row.image_id, row.region_id) for row in rows]
+            words = [clean(row.expression) for row in rows]
+            same = [[a == b or s == t for b, t in zip(keys, words, strict=True)] for a, s in zip(keys, words, strict=True)]
+            weights = torch.tensor([row.weight for row in rows], device=g.accelerator.device)
+            batch["regions"] = {
+                "image": g._features([row.image_id for row in rows]), "boxes": g.boxes(rows), "texts": g.qformer_texts(words),
+                "prompt": g.prompts(rows), "target": g.targets(words), "same": torch.tensor(same, device=g.accelerator.device),
+                "weights": weights / weights.mean().clamp(min=1e-6),
+            }  # fmt: skip
+        if expressions:
+            batch["latent"] = self._latent(expressions)
+        return batch
+
+    def _latent(self, expressions: list[list[Label]]) -> dict:
+        g = self.generator
+        ids = list(dict.fromkeys(rows[0].image_id for rows in expressions))
+        most = max(len(rows) for rows in expressions)
+        boxes, prior = torch.zeros(len(ids), most, 4), torch.zeros(len(expressions), most)
+        for i, rows in enumerate(expressions):
+            boxes[ids.index(rows[0].image_id), : len(rows)] = g.boxes(rows).cpu()
+            prior[i, : len(rows)] = torch.tensor([row.scores["posterior"] for row in rows])
+        device = g.accelerator.device
+        return {
+            "image": g._features(ids), "boxes": boxes.to(device), "prior": prior.to(device),
+            "texts": g.qformer_texts([rows[0].expression for rows in expressions]),
+            "owner": torch.tensor([ids.index(rows[0].image_id) for rows in expressions], device=device),
+        }  # fmt: skip
+
+
+class _Step(nn.Module):
+    """A training step of Generation: the weighted sum of its objectives. Frozen parts stay in eval mode."""
+
+    def __init__(self, generator: Blip2Generator, data: _Groups):
+        super().__init__()
+        self.model, self.config = generator.model, generator.config
+
+    def train(self, mode: bool = True):
+        super().train(False)  # RegionBLIP keeps the frozen base's dropout off; LoRA's own stays
+        for name, module in self.model.named_modules():
+            if "lora_dropout" in name:
+                module.train(mode)
+        return self
+
+    def forward(self, batch: dict) -> dict:
+        losses = {}
+        if "regions" in batch:
+            losses |= region_losses(self.model, **batch["regions"])
+        if "latent" in batch:
+            losses |= latent_losses(self.model, **batch["latent"])
+        config = self.config
+        weight = {"itg_latent": config.loss_latent, "itc_latent": config.loss_latent}
+        total = sum(value * weight.get(name, getattr(config, f"loss_{name}", 1.0)) for name, value in losses.items())
+        return {**losses, "loss": total}

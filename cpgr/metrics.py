@@ -1,0 +1,121 @@
+"""What is measured: accuracy of a grounder, and the quality of labels against held ground truth.
+
+Label quality is analysis only: it is computed after a step is done and written to disk, and nothing reads it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from cpgr_kernels import box_iou
+
+from .data.records import Split, Truth
+from .labels import Label, LabelTable
+from .stages import Grounder, Query
+
+HIT = 0.5
+
+
+def paired_iou(a: list, b: list) -> torch.Tensor:
+    """IoU of box i of `a` with box i of `b`, [N]; corners in pixels."""
+    if not a:
+        return torch.zeros(0)
+    return box_iou(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64), pairwise=False)
+
+
+def accuracy(iou: torch.Tensor) -> dict[str, float]:
+    """Acc@0.5 with `>=` (TransVG, CPL) and mean IoU."""
+    count = len(iou)
+    return {
+        "acc@0.5": float((iou >= HIT).double().mean()) if count else float("nan"),
+        "mean_iou": float(iou.mean()) if count else float("nan"),
+        "count": count,
+    }
+
+
+def evaluate(grounder: Grounder, split: Split, truth: Truth) -> tuple[dict[str, float], LabelTable]:
+    """Ground every expression of the split that has a true box; the metrics and the answers."""
+    asked = [e for e in split.expressions if e.expression_id in truth.boxes]
+    answer = grounder.ground([Query(split.images[e.image_id], e.text) for e in asked])
+    boxes = answer.boxes.tolist()
+    iou = paired_iou(boxes, [truth.boxes[e.expression_id] for e in asked])
+    rows = []
+    for e, box, score, overlap in zip(asked, boxes, answer.scores.tolist(), iou.tolist(), strict=True):
+        image = split.images[e.image_id]
+        rows.append(
+            Label(
+                e.image_id, image.file_name, image.width, image.height, box, expression=e.text,
+                expression_id=e.expression_id, scores={"confidence": score, "iou": overlap},
+            )
+        )  # fmt: skip
+    return accuracy(iou), LabelTable(rows)
+
+
+def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable, truth: Truth) -> dict[str, float | None]:
+    """How good a cycle's labels are.
+
+    keep_rate: share of the basic labels that Filtering kept. basic_precision and filter_precision: share of the
+    labels before and after Filtering whose expression is true of its region and of no other object of the image,
+    where the data set's objects can tell (the built-in world), else None. pairing_hit_rate: share of the true
+    expressions with a true box whose chosen region has IoU >= 0.5 with it. proposal_recall: the same for the best
+    proposal, so the most that pairing can reach.
+    """
+    made = [row for row in refined if row.kind != "dataset"]
+    passed = [row for row in made if not row.reason.startswith("filtering")]
+    judge = text_judge(truth)
+    chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
+    known = [e for e in chosen if e in truth.boxes]
+    hits = paired_iou([chosen[e].box for e in known], [truth.boxes[e] for e in known]) >= HIT
+    return {
+        "keep_rate": len(passed) / len(made) if made else None,
+        "basic_precision": _precision(list(basic), judge),
+        "filter_precision": _precision(passed, judge),
+        "pairing_hit_rate": float(hits.double().mean()) if known else None,
+        "proposal_recall": proposal_recall(proposals, chosen, truth),
+    }
+
+
+def proposal_recall(proposals: LabelTable, chosen: dict[str, Label], truth: Truth) -> float | None:
+    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5."""
+    regions = {image: [row.box for row in rows] for image, rows in proposals.by_image().items()}
+    known = [(row.image_id, truth.boxes[e]) for e, row in chosen.items() if e in truth.boxes]
+    if not known:
+        return None
+    found = sum(
+        bool((box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor(regions[image], dtype=torch.float64)) >= HIT).any())
+        for image, box in known
+    )
+    return found / len(known)
+
+
+def _precision(rows: list[Label], judge: Callable[[Label], tuple[bool, bool]] | None) -> float | None:
+    if judge is None or not rows:
+        return None
+    return sum(judge(row)[1] for row in rows) / len(rows)
+
+
+def text_judge(truth: Truth) -> Callable[[Label], tuple[bool, bool]] | None:
+    """A function that says whether a label's expression is true of its region, and of it alone; None where the data
+    set's objects carry no attributes. The built-in world's parser reads the text; one it cannot read is not true."""
+    from .data.scenes.grammar import judge
+    from .data.scenes.annotations import scene_from_annotations
+
+    annotated = {image: rows for image, rows in truth.objects.items() if rows and "attributes" in rows[0]}
+    if not annotated:
+        return None
+    scenes: dict[str, tuple] = {}
+
+    def of(row: Label) -> tuple[bool, bool]:
+        if row.image_id not in annotated or row.box is None:
+            return False, False
+        if row.image_id not in scenes:
+            objects = annotated[row.image_id]
+            boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (o["bbox"] for o in objects)], dtype=torch.float64)
+            scenes[row.image_id] = scene_from_annotations({"width": row.width, "height": row.height}, objects), boxes
+        scene, boxes = scenes[row.image_id]
+        iou, index = box_iou(torch.tensor([row.box], dtype=torch.float64), boxes)[0].max(0)
+        verdict = judge(scene, row.expression, int(index)) if iou >= HIT else None
+        return verdict or (False, False)
+
+    return of

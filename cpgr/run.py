@@ -1,0 +1,198 @@
+"""`python -m cpgr.run [RECIPE] [--config FILE] [--out DIR] [--seed N] [--cycles N] [--section.key value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import make_parser, named_config, split_recipe
+from .errors import CpgrError
+
+log = logging.getLogger("cpgr")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
+    """Run a recipe from the command line; returns the exit code."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv), prog)
+    except CpgrError as error:
+        log.debug("", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on from here", file=sys.stderr)
+        return 130
+
+
+def _main(argv: list[str], prog: str) -> int:
+    from . import recipes
+
+    name, rest = split_recipe(argv, recipes.RECIPES)
+    recipe = recipes.load(name)
+    parser = make_parser(recipe.Config, name, prog)
+    rest = _name_configs(rest)
+    given = parser.parse_args(rest)
+    root = Path(given.out)
+    saved = root / "config.yaml"
+    if given.resume:
+        given = _resumed(parser, rest, saved)
+    elif saved.exists():
+        raise CpgrError(f"{root} already holds a run; go on with it by --resume, or choose another --out")
+    options = parser.instantiate_classes(given)
+    config = recipe.Config(**{k: v for k, v in vars(options).items() if k not in ("config", "out", "resume")})
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root):
+        _log_to(root / "run.log")
+        if not saved.exists():
+            temporary = saved.with_suffix(".tmp")
+            given.pop("config", None)
+            temporary.write_text(parser.dump(given, skip_none=False))
+            os.replace(temporary, saved)
+        start = time.monotonic()
+        path = execute(recipe, name, config, root)
+        log.info("finished in %.0f s: %s", time.monotonic() - start, path)
+    return 0
+
+
+def execute(recipe, name: str, config, root: Path) -> Path:
+    """Read the data, run the cycles, write the report; returns its path."""
+    import torch
+
+    from . import cycle, gallery, metrics, report
+    from .data.readers import read_split
+    from .data.records import Problems
+    from .data.world import ensure_world
+    from .training import make_accelerator
+
+    _quiet_transformers()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = make_accelerator(config.precision)
+    log.info("recipe %s on %s, %s, %d threads", name, accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
+    data = ensure_world(config.data, root / "world") if config.data.format == "scenes" else config.data
+    problems = Problems(data.on_bad)
+    train, train_truth = read_split(data, data.train_split, problems)
+    evaluated = {s: read_split(data, s, problems) for s in _names(data.eval_split)}
+    for split, _ in [(train, None), *evaluated.values()]:
+        log.info("%s: %d images, %d expressions", split.name, len(split.images), len(split.expressions))
+    if problems.skipped:
+        log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
+        (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
+    parts = recipe.build(config, accelerator, root / "work")
+
+    def measure(here: cycle.CycleFolder, grounder) -> dict:
+        from .labels import LabelTable
+
+        found = {}
+        for split_name, (split, truth) in evaluated.items():
+            found[split_name], answers = metrics.evaluate(grounder, split, truth)
+            answers.save(here.folder / f"predictions-{split_name}.parquet")
+            log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, found[split_name]["acc@0.5"], found[split_name]["mean_iou"])
+        tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
+        found["labels"] = metrics.label_quality(*tables, train_truth)
+        found["skipped"] = problems.summary()
+        log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
+        gallery.collect(here, grounder, (train, train_truth), evaluated)
+        return found
+
+    cycle.run(
+        parts, train, root, cycles=config.cycles, seed=config.seed, report=measure,
+        validate=_validation(config, data, problems, metrics),
+    )  # fmt: skip
+    return report.write(root)
+
+
+def _quiet_transformers() -> None:
+    """Its bars and load reports would stand between the run's own lines; errors still come through."""
+    import warnings
+
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+def _validation(config, data, problems, metrics):
+    """Acc@0.5 on the validation split, where the config selects models by it; declared in the recipe."""
+    from .data.readers import read_split
+
+    if not config.grounding.training.validate_every:
+        return None
+    if data.val_split == data.train_split:
+        raise CpgrError(
+            f"data.val_split and data.train_split are both {data.val_split!r}: choosing the best model would see the training "
+            "regions; set --grounding.training.validate_every 0 or another --data.val_split"
+        )
+    split, truth = read_split(data, data.val_split, problems)
+    return lambda grounder: metrics.evaluate(grounder, split, truth)[0]["acc@0.5"]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _name_configs(args: list[str]) -> list[str]:
+    """`--config NAME` of a shipped config becomes its path."""
+    out = list(args)
+    for i, arg in enumerate(out):
+        if arg == "--config" and i + 1 < len(out):
+            out[i + 1] = named_config(out[i + 1])
+        elif arg.startswith("--config="):
+            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
+    return out
+
+
+def _resumed(parser, args: list[str], saved: Path):
+    """The run's own config; what the command line says otherwise must agree with it, but for `cycles`."""
+    if not saved.exists():
+        raise CpgrError(f"{saved.parent} holds no run to go on with (no config.yaml); leave out --resume to start one")
+    own = parser.parse_args(["--config", str(saved)])
+    both = parser.parse_args(["--config", str(saved), *args])
+    flat = [{k: v for k, v in _flat(n) if k not in ("config", "resume", "out", "cycles", "threads")} for n in (own, both)]
+    other = [k for k in flat[0] if flat[0][k] != flat[1].get(k)]
+    if other:
+        raise CpgrError(f"{saved.parent} was started with other settings of {', '.join(other)}; start a new run with another --out")
+    return both
+
+
+def _flat(namespace):
+    return list(namespace.items())
+
+
+def _log_to(path: Path) -> None:
+    """The log goes to the terminal and, whole, to run.log."""
+    form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    log.setLevel(logging.INFO)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
+        handler.setFormatter(form)
+        log.addHandler(handler)
+
+
+class _lock:
+    """Two runs must not write one folder. The lock is the system's, so a killed run leaves none behind."""
+
+    def __init__(self, root: Path):
+        self.path = root / ".lock"
+
+    def __enter__(self):
+        import fcntl
+
+        self.file = open(self.path, "w")  # noqa: SIM115 - held while the run lasts
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CpgrError(f"another run is writing {self.path.parent}") from None
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

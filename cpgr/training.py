@@ -1,0 +1,290 @@
+"""The one training loop: every trained part of every recipe goes through `train`.
+
+Batches are a function of (seed, step) alone and the state of a run in progress is saved whole, so that a
+training killed at any moment goes on where it was and ends with the same weights as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .progress import track
+
+log = logging.getLogger("cpgr")
+
+
+@dataclass
+class TrainingConfig:
+    """How a part is trained.
+
+    Attributes:
+        steps: Optimiser steps; 0 counts `epochs` instead.
+        epochs: Passes over the training labels, used where `steps` is 0.
+        batch_size: Labels a step, over all processes.
+        learning_rate: Peak learning rate.
+        pretrained_rate: Learning rate of pretrained branches, as a share of `learning_rate`.
+        weight_decay: AdamW's weight decay; none on biases and norms.
+        warmup: Steps of linear warm-up.
+        final_rate: Learning rate at the end of the cosine, as a share of `learning_rate`.
+        clip: Largest gradient norm; 0 does not clip.
+        workers: Processes that load data.
+        checkpoint_seconds: Seconds between saved states of a training in progress; 0 saves only on Ctrl-C.
+        validate_every: Steps between validations, where the recipe allows model selection; 0 keeps the last weights.
+    """
+
+    steps: int = 0
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    pretrained_rate: float = 0.1
+    weight_decay: float = 1e-4
+    warmup: int = 50
+    final_rate: float = 0.0
+    clip: float = 1.0
+    workers: int = 0
+    checkpoint_seconds: float = 300.0
+    validate_every: int = 0
+
+    def step_count(self, size: int) -> int:
+        return self.steps or self.epochs * max(1, size // min(self.batch_size, size))
+
+
+class Batches(Sampler):
+    """Indices of every batch from `first` on: each epoch a new shuffle, drawn from (seed, epoch) alone.
+
+    With several processes each takes its share of every batch, so the batch is the same whatever their number.
+    """
+
+    def __init__(self, size: int, batch_size: int, steps: int, seed: int, first: int = 0, rank: int = 0, world: int = 1):
+        self.size, self.batch_size, self.steps, self.seed = size, min(batch_size, size), steps, seed
+        self.first, self.rank, self.world = first, rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self):
+        per_epoch = max(1, self.size // self.batch_size)
+        epoch, order = -1, None
+        for step in range(self.first, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+                order = torch.randperm(self.size, generator=generator).tolist()
+            start = step % per_epoch * self.batch_size
+            yield order[start : start + self.batch_size][self.rank :: self.world]
+
+
+def seed_everything(*parts) -> int:
+    """Seed every generator from the parts (seed, cycle, step name, ...); returns the seed used."""
+    import hashlib
+
+    import numpy as np
+
+    seed = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def make_accelerator(precision: str = "auto"):
+    """accelerate's device, precision and processes. `auto` is bf16 where the hardware multiplies it, else fp32."""
+    from accelerate import Accelerator
+
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16() else "no"
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def _fast_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+@dataclass
+class History:
+    """Losses by name, one value every `every` steps, and the validation scores."""
+
+    every: int = 10
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    validation: list[list[float]] = field(default_factory=list)  # [step, score]
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"every": self.every, "losses": self.losses, "validation": self.validation}, indent=1))
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    collate: Callable,
+    config: TrainingConfig,
+    accelerator,
+    *,
+    seed: int,
+    work: Path,
+    what: str,
+    groups: list[dict] | None = None,
+    validate: Callable[[], float] | None = None,
+) -> History:
+    """Train `model` in place; `model(batch)` returns a dict of scalar losses with their sum under `loss`.
+
+    `work` holds the state of a training in progress and is removed at the end. `groups` are AdamW's parameter
+    groups (default: all trainable parameters, no decay on vectors). With `validate` and `validate_every`, the
+    weights of the best validation are the ones kept.
+    """
+    steps = config.step_count(len(data))
+    if len(data) == 0:
+        raise ValueError(f"{what}: no labels to train on")
+    groups = groups or parameter_groups(model, config)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = _State(model, optimizer, schedule, work / "training.pt")
+    state.restore()
+    batches = Batches(
+        len(data), config.batch_size, steps, seed, state.step, accelerator.process_index, accelerator.num_processes
+    )
+    # a generator of its own: the loader must not draw from the one that dropout uses, or a resumed run would differ
+    own = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=config.workers, generator=own)
+    model.train()
+    saved = time.monotonic()
+    try:
+        for batch in track(loader, what, len(batches)):
+            with accelerator.autocast():
+                losses = wrapped(batch)
+            accelerator.backward(losses["loss"])
+            if config.clip:
+                accelerator.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), config.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.note(losses)
+            if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
+                state.select(validate())
+                model.train()
+            if config.checkpoint_seconds and time.monotonic() - saved > config.checkpoint_seconds:
+                state.save(accelerator.is_main_process)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        state.save(accelerator.is_main_process)
+        raise
+    state.take_best()
+    model.eval()
+    accelerator.wait_for_everyone()
+    shutil.rmtree(work, ignore_errors=True)
+    if not all(math.isfinite(values[-1]) for values in state.history.losses.values() if values):
+        raise FloatingPointError(f"{what}: the loss is not finite; lower the learning rate or use --precision fp32")
+    return state.history
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig, pretrained: Callable[[str], bool] = lambda name: False):
+    """AdamW groups of the trainable parameters: decay or none (vectors), full or pretrained rate."""
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, pretrained(name)), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "lr": config.learning_rate * (config.pretrained_rate if old else 1.0),
+        }
+        for (decay, old), parameters in groups.items()
+    ]
+
+
+def _rate(step: int, steps: int, config: TrainingConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, steps - config.warmup)
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class _State:
+    """Everything a training in progress is: trained weights, optimiser, schedule, random states, history."""
+
+    def __init__(self, model, optimizer, schedule, path: Path):
+        self.model, self.optimizer, self.schedule, self.path = model, optimizer, schedule, path
+        self.step, self.history, self.sums = 0, History(), {}
+        self.best: tuple[float, dict] | None = None
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Trained parameters and buffers: a frozen language model need not be written again and again."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: v.detach().clone() for name, v in {**trained, **dict(self.model.named_buffers())}.items()}
+
+    def note(self, losses: dict[str, torch.Tensor]) -> None:
+        self.step += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        if self.step % self.history.every == 0:
+            for name, total in self.sums.items():
+                self.history.losses.setdefault(name, []).append(total / self.history.every)
+            self.sums = {}
+
+    def select(self, score: float) -> None:
+        self.history.validation.append([self.step, score])
+        if self.best is None or score > self.best[0]:
+            self.best = (score, self.weights())
+
+    def take_best(self) -> None:
+        if self.best:
+            self.model.load_state_dict(self.best[1], strict=False)
+
+    def save(self, main: bool) -> None:
+        if not main:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(
+            {
+                "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best,
+                "history": [self.history.every, self.history.losses, self.history.validation],
+                "torch": torch.get_rng_state(), "python": random.getstate(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            temporary,
+        )  # fmt: skip
+        os.replace(temporary, self.path)
+
+    def restore(self) -> None:
+        if not self.path.exists():
+            return
+        saved = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(saved["weights"], strict=False)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
+        self.history = History(*saved["history"])
+        torch.set_rng_state(saved["torch"])
+        random.setstate(_as_tuple(saved["python"]))
+        if saved["cuda"]:
+            torch.cuda.set_rng_state_all(saved["cuda"])
+        log.info("going on at step %d", self.step)
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,57 @@
+#include "isa.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace cpgr {
+namespace {
+
+Isa best_isa() {
+#ifdef CPGR_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+        return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+    return Isa::generic;
+}
+
+std::atomic<Isa>& chosen() {
+    static std::atomic<Isa> isa{best_isa()};
+    return isa;
+}
+
+}  // namespace
+
+Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
+
+const char* isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::avx512: return "avx512";
+        case Isa::avx2: return "avx2";
+        default: return "generic";
+    }
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (int level = 0; level <= static_cast<int>(best_isa()); ++level)
+        names.emplace_back(isa_name(static_cast<Isa>(level)));
+    return names;
+}
+
+void use_isa(const std::string& name) {
+    for (int level = 0; level <= static_cast<int>(best_isa()); ++level) {
+        const Isa isa = static_cast<Isa>(level);
+        if (name == isa_name(isa)) {
+            chosen().store(isa, std::memory_order_relaxed);
+            return;
+        }
+    }
+    std::string known;
+    for (const auto& isa : supported_isas()) known += (known.empty() ? "" : ", ") + isa;
+    throw std::runtime_error("instruction set '" + name + "' cannot run here; choose one of: " + known);
+}
+
+}  // namespace cpgr

@@ -1,0 +1,35 @@
+// Which instruction set the arithmetic runs on. Every file under simd/ is compiled once per level, into the
+// namespace of that level; the CPU's features choose between them at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace cpgr {
+
+enum class Isa { generic = 0, avx2 = 1, avx512 = 2 };
+
+Isa current_isa();
+const char* isa_name(Isa isa);
+// The levels this build holds and this CPU runs, lowest first.
+std::vector<std::string> supported_isas();
+// Makes `name` the level of every later call; throws std::runtime_error if it cannot run here.
+void use_isa(const std::string& name);
+
+}  // namespace cpgr
+
+// Declares the same functions in the namespace of each level.
+#ifdef CPGR_X86
+#define CPGR_DECLARE_SIMD(...)          \
+    namespace generic { __VA_ARGS__ } \
+    namespace avx2 { __VA_ARGS__ }    \
+    namespace avx512 { __VA_ARGS__ }
+// The function of the current level.
+#define CPGR_SIMD(function)                                          \
+    (::cpgr::current_isa() == ::cpgr::Isa::avx512 ? avx512::function \
+     : ::cpgr::current_isa() == ::cpgr::Isa::avx2 ? avx2::function   \
+                                                  : generic::function)
+#else
+#define CPGR_DECLARE_SIMD(...) namespace generic { __VA_ARGS__ }
+#define CPGR_SIMD(function) (generic::function)
+#endif

@@ -1,0 +1,131 @@
+"""The grounding network: masks, heads, the marginal loss, and the attention that is returned."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from cpgr.data.proposals.tiny_detector import TinyDetector, TinyDetectorConfig
+from cpgr.grounding.attention import Attention
+from cpgr.grounding.backbones import TinyBranch
+from cpgr.grounding.network import GroundingNetwork, NetworkConfig, box_loss, generalized_iou, pointer_loss
+
+
+@pytest.fixture(scope="module")
+def branch(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("detector")
+    TinyDetector(
+        TinyDetectorConfig(image_size=64, width=32, categories=["a", "b"], colours=["c"], sizes=["d"], patterns=["e"])
+    ).save_pretrained(folder)
+    return TinyBranch(folder).eval()
+
+
+def network(branch, **options):
+    torch.manual_seed(1)
+    text = BertModel(BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    config = NetworkConfig(**{"width": 32, "heads": 4, "layers": 2, "ffn": 64, "dropout": 0.0, **options})
+    return GroundingNetwork(config, branch, text, max_words=10).eval()
+
+
+def inputs(branch, words=6):
+    torch.manual_seed(2)
+    levels = branch(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)).detach()
+    ids = torch.randint(1, 20, (2, words))
+    return levels, ids, torch.ones(2, words), torch.ones(2, branch.grid**2, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("head", ["regression", "pointer"])
+@pytest.mark.parametrize("pool", [1, 2])
+@torch.no_grad()
+def test_word_padding_changes_nothing(branch, head, pool):
+    """CPL's released mask is added to the logits and raises padding; here padding is hidden."""
+    model = network(branch, head=head, pool=pool)
+    levels, ids, mask, cells = inputs(branch)
+    padded_ids = torch.cat([ids, torch.full((2, 3), 7)], 1)
+    padded_mask = torch.cat([mask, torch.zeros(2, 3)], 1)
+    a = model(levels, ids, mask, cells, attention_layer=1)
+    b = model(levels, padded_ids, padded_mask, cells, attention_layer=1)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@torch.no_grad()
+def test_cells_outside_the_picture_get_no_attention(branch, layer):
+    model = network(branch, head="pointer")
+    levels, ids, mask, cells = inputs(branch)
+    cells[:, :24] = False
+    out = model(levels, ids, mask, cells, attention_layer=layer)
+    assert out["attention"][:, :24].abs().max() == 0
+    torch.testing.assert_close(out["attention"].sum(1), torch.ones(2))
+    noisy = levels.clone()
+    noisy[:, :, :24] += 5
+    again = model(noisy, ids, mask, cells, attention_layer=layer)
+    torch.testing.assert_close(again["boxes"], out["boxes"], atol=1e-5, rtol=1e-4)
+
+
+def test_pointer_loss_is_the_marginal():
+    torch.manual_seed(0)
+    weights = torch.rand(2, 5).softmax(1)
+    boxes = torch.rand(2, 5, 2).sort(-1).values
+    boxes = torch.stack([boxes[..., 0], boxes[..., 0] * 0.5, boxes[..., 1], boxes[..., 1] * 0.5 + 0.5], -1)
+    target = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 0.9, 0.8]])
+    expected = 0
+    for i in range(5):
+        expected = expected + weights[:, i] * torch.exp(-box_loss(boxes[:, i], target, 5.0, 2.0))
+    torch.testing.assert_close(pointer_loss({"weights": weights, "cell_boxes": boxes}, target), -expected.log())
+
+
+def test_generalized_iou_by_hand():
+    a = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    b = torch.tensor([[1.0, 0.0, 3.0, 2.0], [0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0]])
+    torch.testing.assert_close(generalized_iou(a, b), torch.tensor([1 / 3, 1.0, -1 / 3]))
+
+
+def test_box_loss_weights():
+    a, b = torch.tensor([0.0, 0.0, 0.2, 0.2]), torch.tensor([0.1, 0.0, 0.3, 0.2])
+    torch.testing.assert_close(box_loss(a, b, 1.0, 0.0), torch.tensor(0.1))
+    torch.testing.assert_close(box_loss(a, b, 0.0, 1.0), torch.tensor(1 - 1 / 3))
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_attention_row_is_the_row(kind):
+    torch.manual_seed(0)
+    attention = Attention(16, 4, kind=kind)
+    query, key = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    row = attention.row(query[:, :1], key, mask)
+    assert row.shape == (2, 5) and row[0, 3:].abs().sum() == 0
+    # the output of a value that is one-hot in the keys, averaged over heads, is that row
+    q, k = attention._split(attention.q(query)), attention._split(attention.k(key))
+    full = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+    torch.testing.assert_close(row, full.mean(1)[:, 0])
+
+
+def test_both_kinds_of_attention_agree():
+    torch.manual_seed(0)
+    a = Attention(16, 4, kind="eager")
+    b = Attention(16, 4, kind="sdpa")
+    b.load_state_dict(a.state_dict())
+    x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    torch.testing.assert_close(a(x, x, x, mask), b(x, x, x, mask))
+
+
+def test_regression_head_has_no_pointer(branch):
+    with pytest.raises(ValueError, match="regression head has none"), torch.no_grad():
+        network(branch, head="regression")(*inputs(branch), attention_layer=0)
+
+
+def test_the_pointer_learns_without_labelled_cells(branch):
+    """A few steps on two boxes: the box and the attention's mass move to the target."""
+    model = network(branch, head="pointer").train()
+    model.branch.requires_grad_(False)
+    levels, ids, mask, cells = inputs(branch)
+    target = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+    for _ in range(60):
+        loss = pointer_loss(model(levels, ids, mask, cells), target).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (generalized_iou(model(levels, ids, mask, cells)["boxes"].detach(), target) > 0.5).all()
