@@ -65,11 +65,13 @@ def collect(here: CycleFolder, grounder: Grounder, train: Held, evaluated: Mappi
 def _earlier(here: CycleFolder, train: Held, evaluated: Mapping[str, Held]) -> list[Pick]:
     """The expressions of the first gallery of this run, if there is one and the data still has them."""
     held = {TRAINING: {train[0].name: train}, EVALUATION: dict(evaluated)}
+    known = {
+        (role, name): {e.expression_id: e for e in split.expressions} for role, some in held.items() for name, (split, _) in some.items()
+    }
     for number in range(1, here.number):
         try:
             entries = json.loads((here.root / f"cycle-{number}" / FILE).read_text())["entries"]
             wanted = [(e["role"], e["split"], e["expression_id"]) for e in entries]
-            known = {(role, name): {e.expression_id: e for e in split.expressions} for role, some in held.items() for name, (split, _) in some.items()}
             return [Pick(role, name, known[role, name][key]) for role, name, key in wanted]
         except (OSError, ValueError, KeyError, TypeError):
             continue

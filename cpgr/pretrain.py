@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,13 @@ def _positive_cells(boxes: torch.Tensor, grid: int):
     return cells, flat[cells]
 
 
+@torch.no_grad()
+def cell_tokens(detector: TinyDetector, drawn: list[Drawn]) -> torch.Tensor:
+    """The detector's last level of every scene, [N, cells, width] bf16: what words and image encoder are aligned to."""
+    chunks = range(0, len(drawn), 16)
+    return torch.cat([detector.levels(torch.stack([d.image for d in drawn[i : i + 16]]))[-1].bfloat16() for i in chunks])
+
+
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +191,7 @@ def language_tokenizer(words: list[str], folder: Path):
     return tokenizer
 
 
-def train_bert(drawn, words, detector, out: Path, steps: int, accelerator) -> None:
+def train_bert(drawn, words, tokens, out: Path, steps: int, accelerator) -> None:
     """InfoNCE of a phrase's mean word state against the detector's token at the object's centre."""
     from transformers import BertConfig, BertModel
 
@@ -193,29 +201,27 @@ def train_bert(drawn, words, detector, out: Path, steps: int, accelerator) -> No
         max_position_embeddings=64, attn_implementation="eager",
     )  # fmt: skip
     model = BertModel(config, add_pooling_layer=False)
-    step = _AlignStep(model, tokenizer, detector, drawn)
-    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1e-3, warmup=50)
+    step = _AlignStep(model, tokenizer, tokens, drawn)
+    settings = TrainingConfig(steps=steps, batch_size=64, learning_rate=1e-3, warmup=50)
     train(step, _Scenes(drawn), lambda i: i, settings, accelerator, seed=2, work=out / "bert.work", what="BERT")
     save_half(model.eval(), out / "bert")
 
 
 class _AlignStep(nn.Module):
-    def __init__(self, model, tokenizer, detector, drawn):
+    def __init__(self, model, tokenizer, tokens, drawn):
         super().__init__()
-        self.model, self.tokenizer, self.drawn = model, tokenizer, drawn
-        self.detector = [detector.requires_grad_(False).eval()]  # in a list: it is not trained with the step
+        self.model, self.tokenizer, self.tokens, self.drawn = model, tokenizer, tokens, drawn
         self.scale = nn.Parameter(torch.tensor(2.6))
-        self.project = nn.Linear(model.config.hidden_size, detector.config.width)
+        self.project = nn.Linear(model.config.hidden_size, tokens.shape[-1])
 
     def forward(self, indices):
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        grid = math.isqrt(self.tokens.shape[1])
         tokens, phrases = [], []
-        with torch.no_grad():
-            last = self.detector[0].levels(torch.stack([self.drawn[i].image for i in indices]))[-1].float()
-        for row, i in enumerate(indices):
-            item = int(rng.integers(len(self.drawn[i].boxes)))
-            for k in {item, int(rng.integers(len(self.drawn[i].boxes)))}:
-                tokens.append(last[row, _centre_cell(self.drawn[i].boxes[k], self.detector[0].config.grid)])
+        for i in indices:
+            # two objects of a scene: the other one is the negative that the words must tell it from
+            for k in rng.permutation(len(self.drawn[i].boxes))[:2]:
+                tokens.append(self.tokens[i, _centre_cell(self.drawn[i].boxes[k], grid)].float())
                 phrases.append(captions.detection_phrase(self.drawn[i].scene.objects[k], rng))
         batch = self.tokenizer(phrases, padding=True, return_tensors="pt")
         states = self.model(**batch).last_hidden_state
@@ -270,7 +276,7 @@ def make_blip2(words: list[str], out: Path):
     return captioner, matcher, llm_words, qformer_words
 
 
-def train_blip2(drawn, words, detector, out: Path, steps: int, accelerator) -> None:
+def train_blip2(drawn, words, tokens, out: Path, steps: int, accelerator) -> None:
     from safetensors.torch import save_file
 
     captioner, matcher, llm_words, qformer_words = make_blip2(words, out)
@@ -279,7 +285,7 @@ def train_blip2(drawn, words, detector, out: Path, steps: int, accelerator) -> N
     )
     model = RegionBlip2(captioner, parts)
     nn.init.normal_(model.coordinates.outer.weight, std=0.05)
-    step = _Blip2Step(model, llm_words, qformer_words, detector, drawn)
+    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn)
     settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02)
     history = train(step, _Scenes(drawn), lambda i: i, settings, accelerator, seed=3, work=out / "blip2.work", what="BLIP-2")
     history.save(out / "blip2.history.json")
@@ -296,19 +302,18 @@ def train_blip2(drawn, words, detector, out: Path, steps: int, accelerator) -> N
 class _Blip2Step(nn.Module):
     """Captions of whole images and detection phrases of boxes, with the image encoder distilled from the detector."""
 
-    def __init__(self, model: RegionBlip2, llm_words, qformer_words, detector, drawn):
+    def __init__(self, model: RegionBlip2, llm_words, qformer_words, tokens, drawn):
         super().__init__()
-        self.model, self.llm_words, self.qformer_words, self.drawn = model, llm_words, qformer_words, drawn
-        self.detector = [detector.requires_grad_(False).eval()]
+        self.model, self.llm_words, self.qformer_words, self.tokens, self.drawn = model, llm_words, qformer_words, tokens, drawn
         vision = model.blip2.config.vision_config
-        self.cells = detector.config.grid // (vision.image_size // vision.patch_size)
-        self.distil = nn.Linear(vision.hidden_size, detector.config.width * self.cells**2)
+        self.cells = math.isqrt(tokens.shape[1]) // (vision.image_size // vision.patch_size)
+        self.distil = nn.Linear(vision.hidden_size, tokens.shape[-1] * self.cells**2)
 
     def forward(self, indices: list[int]) -> dict:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         frames = torch.stack([self.drawn[i].image for i in indices])
         image = self.model.blip2.vision_model(_normalised(frames)).last_hidden_state
-        losses = {"distil": self._distil(image, frames)}
+        losses = {"distil": self._distil(image, indices)}
         queries = self.model.regions(image, None)
         losses["caption"] = self._language(queries, [captions.caption(self.drawn[i].scene, rng) for i in indices])
         picks = [(row, int(k)) for row, i in enumerate(indices) for k in rng.permutation(len(self.drawn[i].boxes))[:3]]
@@ -326,11 +331,10 @@ class _Blip2Step(nn.Module):
         losses |= named
         return {**losses, "loss": sum(losses.values())}
 
-    def _distil(self, image, frames):
-        with torch.no_grad():
-            target = self.detector[0].levels(frames)[-1].float()
-            grid, cells = self.detector[0].config.grid, self.cells
-            target = target.unflatten(1, (grid // cells, cells, grid // cells, cells)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+    def _distil(self, image, indices):
+        grid, cells = math.isqrt(self.tokens.shape[1]), self.cells
+        target = self.tokens[indices].float().unflatten(1, (grid // cells, cells, grid // cells, cells))
+        target = target.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
         return F.mse_loss(self.distil(image[:, 1:]).float(), target)
 
     def _language(self, queries, texts):
@@ -360,7 +364,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, default=BUILTIN, help="folder of the weights (default: the package's own)")
     parser.add_argument("--images", type=int, default=8000, help="scenes to draw")
     parser.add_argument("--detector-steps", type=int, default=700)
-    parser.add_argument("--bert-steps", type=int, default=400)
+    parser.add_argument("--bert-steps", type=int, default=800)
     parser.add_argument("--blip2-steps", type=int, default=1500)
     parser.add_argument("--only", nargs="*", choices=("detector", "bert", "blip2"), default=("detector", "bert", "blip2"))
     args = parser.parse_args(argv)
@@ -374,13 +378,15 @@ def main(argv=None) -> None:
         detector = train_detector(drawn, args.out, args.detector_steps, accelerator)
     else:
         detector = TinyDetector.from_pretrained(args.out / "detector").float()
-    detector.to(accelerator.device)
+    detector.eval().requires_grad_(False)
+    with accelerator.autocast():
+        tokens = cell_tokens(detector, drawn)
     if "bert" in args.only:
         seed_everything("pretrain", "bert")
-        train_bert(drawn, words, detector, args.out, args.bert_steps, accelerator)
+        train_bert(drawn, words, tokens, args.out, args.bert_steps, accelerator)
     if "blip2" in args.only:
         seed_everything("pretrain", "blip2")
-        train_blip2(drawn, words, detector, args.out, args.blip2_steps, accelerator)
+        train_blip2(drawn, words, tokens, args.out, args.blip2_steps, accelerator)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def _rules(cycles: list[CycleRecord]) -> str:
     for n in (cycle.number for cycle in cycles):
         on = f".gallery:has(#cycle-{n}:checked)"
         rules.append(f"{on} .c:not(.c{n}),{on} .card:not(.has{n}){{display:none}}")
+        rules.append(f"@media (min-width:660px){{{on} .card:has(.c{n} details[open] table){{grid-column:span 2}}}}")
         rules += [f"{on}:has(#only-{v}:checked) .card:not(.{v}{n}){{display:none}}" for v in ("right", "wrong", "none")]
     rules += [f".gallery:has(#only-{role}:checked) .card:not(.{role}){{display:none}}" for role in ("training", "evaluation")]
     rules += [f".gallery:has(#layer-{name}:not(:checked)) .card .{name}{{display:none}}" for name in LAYERS]

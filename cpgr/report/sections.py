@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cards import spread
 from .charts import KINDS, Series, legend, line_chart
 from .folder import STAGES, CycleRecord, RunFolder
-from .text import UNKNOWN, decimal, interval, known, percent, points, safe, table
+from .text import UNKNOWN, decimal, interval, known, percent, points, safe, table, tick_percent
 
 QUALITY = {
     "keep_rate": ("kept by Filtering", "pseudo expressions that Filtering kept"),
@@ -25,7 +25,8 @@ def headline(run: RunFolder) -> str:
     tiles = "".join(_accuracy_tile(name, found, first) for name, found in last.splits.items())
     labels = last.metrics.get("labels", {})
     quality = "".join(
-        f'<div class="tile small"><h3>{safe(QUALITY[key][0])}</h3><p class="big">{percent(labels.get(key))}</p><p>{_since(labels, first, last, key)}</p></div>'
+        f'<div class="tile small"><h3>{safe(QUALITY[key][0])}</h3><p class="big">{percent(labels.get(key))}</p>'
+        f"<p>{_since(labels, first, last, key)}</p></div>"
         for key in ("pairing_hit_rate", "filter_precision", "proposal_recall")
         if known(labels.get(key))
     )
@@ -38,7 +39,8 @@ def _accuracy_tile(name: str, found: dict, first: CycleRecord) -> str:
         return f'<div class="tile"><h3>{safe(name)}</h3><p class="big none">{UNKNOWN}</p><p>no true boxes</p></div>'
     low, high = interval(value, count)
     start = first.splits.get(name, {}).get("acc@0.5")
-    change = f"<p><b>{points(value - start)}</b> since cycle {first.number}</p>" if known(start) and found is not first.splits.get(name) else ""
+    later = known(start) and found is not first.splits[name]
+    change = f"<p><b>{points(value - start)}</b> since cycle {first.number}</p>" if later else ""
     return (
         f'<div class="tile"><h3>{safe(name)}</h3><p class="big">{percent(value)}</p>'
         f"<p>Acc@0.5, 95 % interval {100 * low:.0f} to {100 * high:.0f}</p>"
@@ -64,15 +66,18 @@ def accuracy(run: RunFolder) -> str:
     def lines(key: str) -> list[Series]:
         return [Series(n, [(c.number, c.splits.get(n, {}).get(key)) for c in run.finished], i) for i, n in enumerate(names)]
 
+    forms = {"acc@0.5": ("Acc@0.5", tick_percent), "mean_iou": ("Mean IoU", "{:.3g}".format)}
     charts = [
-        ("Acc@0.5", line_chart(lines("acc@0.5"), title="Acc@0.5 by cycle and split", form="{:.0%}".format, whole_x=True, x_label="cycle")),
-        ("Mean IoU", line_chart(lines("mean_iou"), title="mean IoU by cycle and split", form="{:.2g}".format, whole_x=True, x_label="cycle")),
+        (name, line_chart(lines(key), title=f"{name} by cycle and split", form=form, whole_x=True, x_label="cycle"))
+        for key, (name, form) in forms.items()
     ]
-    rows = [
-        [f"cycle {c.number}", *(f"{percent(c.splits.get(n, {}).get('acc@0.5'))} <small>{decimal(c.splits.get(n, {}).get('mean_iou'))}</small>" for n in names)]
-        for c in run.finished
-    ]
+    rows = [[f"cycle {c.number}", *(_both(c.splits.get(n, {})) for n in names)] for c in run.finished]
     return _figures(charts) + table(["Acc@0.5, mean IoU", *names], rows)
+
+
+def _both(found: dict) -> str:
+    value = found.get("acc@0.5")
+    return f"{percent(value)} <small>{decimal(found.get('mean_iou'))}</small>" if known(value) else UNKNOWN
 
 
 def label_quality(run: RunFolder) -> str:
@@ -81,7 +86,7 @@ def label_quality(run: RunFolder) -> str:
     if not any(rows_of.values()):
         return ""
     series = [Series(QUALITY[key][0], [(n, found.get(key)) for n, found in rows_of.items()], i) for i, key in enumerate(QUALITY)]
-    chart = line_chart(series, title="label quality by cycle", form="{:.0%}".format, whole_x=True, x_label="cycle", width=720)
+    chart = line_chart(series, title="label quality by cycle", form=tick_percent, whole_x=True, x_label="cycle", width=720)
     rows = [
         [f'{safe(name)}<small class="meaning">{safe(meaning)}</small>', *(percent(found.get(key)) for found in rows_of.values())]
         for key, (name, meaning) in QUALITY.items()
@@ -128,7 +133,7 @@ def losses(run: RunFolder) -> str:
             ]
             charts.append((name, _small(lines, f"{stage}: {name} by step")))
         scores = [Series(f"cycle {c.number}", [tuple(point) for point in history.get("validation", [])], i) for i, c, history in styled]
-        charts.append(("validation Acc@0.5", _small(scores, f"{stage}: validation by step", "{:.0%}".format)))
+        charts.append(("validation Acc@0.5", _small(scores, f"{stage}: validation by step", tick_percent)))
         key = legend([Series(f"cycle {c.number}", [], i) for i, c, _ in styled], marked=False) if len(styled) > 1 else ""
         parts.append(f"<h3>{stage.capitalize()}</h3>{key}{_figures(charts, 'small')}")
     return "".join(parts)

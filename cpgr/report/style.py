@@ -38,9 +38,9 @@ footer{padding-bottom:32px;color:var(--soft);font-size:13px}
 .tile .big.none{font-size:15px;font-weight:500;line-height:2.8;letter-spacing:0}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px;margin-bottom:14px}
 .figures.small{grid-template-columns:repeat(auto-fill,minmax(min(280px,100%),1fr))}
-figure{margin:0;background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:12px 14px 8px}
+figure{margin:0;overflow-x:auto;background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:12px 14px 8px}
 figcaption{font-weight:600;font-size:13.5px}
-.chart{display:block;width:100%;max-width:820px;height:auto;font-family:inherit}
+.chart{display:block;width:100%;min-width:270px;max-width:820px;height:auto;font-family:inherit}
 .chart .grid{stroke:var(--edge);stroke-width:1}
 .chart .tick{fill:var(--soft);font-size:11.5px;font-variant-numeric:tabular-nums}
 .chart .name{font-size:12px;font-weight:600}
@@ -54,7 +54,7 @@ figcaption{font-weight:600;font-size:13.5px}
 .scroll{overflow-x:auto;margin-bottom:14px}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;min-width:min(420px,100%)}
 th,td{padding:6px 16px 6px 0;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap;vertical-align:baseline}
-th:first-child{text-align:left;white-space:normal}
+th:first-child{text-align:left;white-space:normal;min-width:11em}
 thead th{color:var(--soft);font-weight:600}tbody th{font-weight:500}
 .meaning{display:block;font-weight:400;max-width:56ch}
 .bar{display:inline-block;min-width:118px;padding:0 6px;border-radius:4px;
@@ -85,7 +85,7 @@ legend{float:left;padding:0 8px 0 0;color:var(--soft);font-size:13px;font-weight
 
 .fact{font-size:13px;color:var(--soft);margin-top:4px;overflow-wrap:anywhere}
 .card .split{margin-left:auto}.card details{margin-top:5px}.card summary{font-size:13px;font-weight:500}
-.card table{font-size:12px;min-width:100%}.card th,.card td{padding:3px 10px 3px 0}.card .bar{min-width:64px}
+.card table{font-size:12px;min-width:100%}.card th:first-child{min-width:8em}.card th,.card td{padding:3px 10px 3px 0}.card .bar{min-width:64px}
 .texts{list-style:none;margin:6px 0 0;padding:0;font-size:13px;max-height:260px;overflow:auto}
 .texts li{padding:4px 0 4px 10px;border-left:3px solid var(--good);margin-bottom:5px;overflow-wrap:anywhere}
 .texts li.dropped{border-left:3px dotted var(--bad)}.texts li.dropped span{text-decoration:line-through;text-decoration-thickness:1px}

@@ -26,6 +26,11 @@ def decimal(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if known(value) else UNKNOWN
 
 
+def tick_percent(value: float) -> str:
+    """A fraction on an axis, as short as it is exact to a hundredth of a per cent."""
+    return f"{round(100 * value, 2):g}%"
+
+
 def points(change: float) -> str:
     """A change of a fraction, in percentage points with its sign."""
     return f"{'+' if change >= 0 else '−'}{abs(100 * change):.1f} points"

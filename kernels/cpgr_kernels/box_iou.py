@@ -171,7 +171,11 @@ def _gradient(ctx, grad):
 
 
 _box_iou_op = differentiable(
-    define("box_iou(Tensor boxes1, Tensor boxes2, bool pairwise, str? backend=None) -> Tensor", _box_iou, _box_iou_fake),
+    define(
+        "box_iou(Tensor boxes1, Tensor boxes2, bool pairwise, str? backend=None) -> Tensor",
+        _box_iou,
+        _box_iou_fake,
+    ),
     _setup_context,
     _gradient,
     tensors=2,

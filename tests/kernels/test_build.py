@@ -33,7 +33,7 @@ def test_the_cuda_module_imports_without_a_driver():
     if module is None:
         pytest.skip(reason)
     assert callable(module.nms) and callable(module.box_iou)
-    assert "90-real" in module.architectures
+    assert module.architectures and module.toolkit
 
 
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.name)

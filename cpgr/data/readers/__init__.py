@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ...errors import CpgrError
 from ...progress import track
 from ..records import Problems, Split, Truth
-from .collect import Source, collect
+from .collect import Source, build_split
 from .config import DataConfig
 from .flickr30k import read_flickr30k
 from .folder import read_folder
@@ -41,4 +41,4 @@ def read_split(config: DataConfig, split: str, problems: Problems, progress: Cal
     if config.format not in FORMATS:
         raise CpgrError(f"unknown data format {config.format!r}; the formats are {', '.join(FORMATS)}")
     source = FORMATS[config.format](config, split, problems)
-    return collect(split, source, config, problems, progress)
+    return build_split(split, source, config, problems, progress)

@@ -56,7 +56,7 @@ class Source:
         self.regions.append(region)
 
 
-def collect(name: str, source: Source, config: DataConfig, problems: Problems, progress: Callable) -> tuple[Split, Truth]:
+def build_split(name: str, source: Source, config: DataConfig, problems: Problems, progress: Callable) -> tuple[Split, Truth]:
     """The split and the truth of `source`; at most `config.limit` images where it is the training split."""
     split, chosen = _split(name, source.file, source.folder, source.records, config, problems, progress)
     if not split.expressions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,6 @@ COCO_FOLDERS = (
     "{ds}/images", "images/{ds}", "images/train2014", "images/mscoco/images/train2014", "train2014", "images/mscoco/train2014",
     "images/saiapr_tc-12", "images/referit", "images",
 )  # fmt: skip
-_PROBES = 20  # records asked for when choosing between image folders
 
 
 def load_json(path: Path):
@@ -58,19 +58,17 @@ def split_items(content, split: str, file: Path) -> list:
 
 
 def image_folder(config: DataConfig, tried: Sequence[Path], names: Iterable[object]) -> Path:
-    """The folder with the images: `config.images`, else the first of `tried` that holds any of the first `names`."""
+    """The folder with the images: `config.images`, else the first of `tried` that holds any of `names`."""
     if config.images:
         folder = Path(config.images).expanduser()
         if not folder.is_dir():
             raise CpgrError(f"{folder}: is no folder (give the image folder as --data.images)")
         return folder
-    folders = [folder for folder in tried if folder.is_dir()]
-    probes = [name for name, _ in zip(names, range(_PROBES), strict=False) if isinstance(name, str) and "\0" not in name]
-    for folder in folders:
-        if any((folder / name).is_file() for name in probes):
+    wanted = dict.fromkeys(name for name in names if isinstance(name, str))
+    for folder in tried:
+        # isfile, unlike Path.is_file, takes names that no file can have.
+        if folder.is_dir() and any(os.path.isfile(os.path.join(folder, name)) for name in wanted):
             return folder
-    if folders:
-        return folders[0]
     raise CpgrError(f"the images were not found; looked in {', '.join(map(str, tried))} (give the folder as --data.images)")
 
 

@@ -1,0 +1,102 @@
+"""The training loop: batches, resuming in the middle, selection, and what a non-finite loss says."""
+
+import pytest
+import torch
+from torch import nn
+
+from cpgr.training import Batches, TrainingConfig, make_accelerator, seed_everything, train
+
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, size=40):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(size, 8, generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index]
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 1))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.seen = 0
+
+    def forward(self, batch):
+        self.seen += 1
+        if self.seen == getattr(self, "stop_at", None):
+            raise KeyboardInterrupt
+        loss = (self.net(batch) - batch.sum(1, keepdim=True)).pow(2).mean()
+        return {"fit": loss, "loss": loss}
+
+
+CONFIG = TrainingConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup=3)
+
+
+def make(kind=Model):
+    seed_everything("weights")
+    return kind()
+
+
+def go(work, model=None, config=CONFIG, **options):
+    model = model or make()
+    seed_everything("training")
+    history = train(model, Data(), torch.stack, config, make_accelerator("fp32"), seed=3, work=work, what="test", **options)
+    return model, history
+
+
+def test_training_learns_and_leaves_no_work_folder(tmp_path):
+    model, history = go(tmp_path / "w")
+    assert history.losses["loss"][-1] < history.losses["loss"][0]
+    assert not (tmp_path / "w").exists() and not model.training
+
+
+@pytest.mark.parametrize("stop", [1, 2, 11, 29, 30])
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, stop):
+    whole, history = go(tmp_path / "a")
+    broken = make()
+    broken.stop_at = stop
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "b", broken)
+    assert (tmp_path / "b" / "training.pt").exists()
+    resumed, again = go(tmp_path / "b")
+    assert again.losses == history.losses
+    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_batches_cover_each_epoch_once_and_do_not_depend_on_processes():
+    one = list(Batches(10, 4, 5, seed=1))
+    assert sorted(one[0] + one[1]) == sorted(set(one[0] + one[1])) and one[0] != one[2]
+    shares = [list(Batches(10, 4, 5, seed=1, rank=r, world=2)) for r in range(2)]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in one]
+    assert list(Batches(10, 4, 5, seed=1, first=3)) == one[3:]
+    assert list(Batches(3, 8, 2, seed=1))[0].__len__() == 3
+
+
+def test_the_best_validation_is_kept(tmp_path):
+    scores = iter([0.1, 0.9, 0.3])
+    states = []
+
+    def validate():
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return next(scores)
+
+    model = make()
+    _, history = go(tmp_path / "w", model, TrainingConfig(steps=30, batch_size=8, validate_every=10), validate=validate)
+    assert history.validation == [[10, 0.1], [20, 0.9], [30, 0.3]]
+    assert all(torch.equal(v, states[1][k]) for k, v in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    class Broken(Model):
+        def forward(self, batch):
+            loss = super().forward(batch)["loss"] * float("nan")
+            return {"loss": loss}
+
+    with pytest.raises(FloatingPointError, match="loss is not finite"):
+        go(tmp_path / "w", make(Broken))
