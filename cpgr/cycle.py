@@ -85,7 +85,7 @@ def run(
             generator.at(last.generation)
             start("generation")
             parts.generator.fit(previous, split.images, here.work / "generation")
-            _save(parts.generator, here.generation)
+            _save(parts.generator, here.generation, here.work / "generation")
             generator.folder = here.generation
         if not here.basic.exists():
             generator.at(here.generation)
@@ -104,7 +104,7 @@ def run(
             start("grounding")
             check = (lambda: validate(parts.grounder)) if validate else None
             parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check)
-            _save(parts.grounder, here.grounding)
+            _save(parts.grounder, here.grounding, here.work / "grounding")
             grounder.folder = here.grounding
         grounder.at(here.grounding)
         write_json(here.metrics, report(here, parts.grounder))
@@ -134,8 +134,9 @@ class _Held:
             self.folder = folder
 
 
-def _save(part, folder: Path) -> None:
-    """Save into a folder of another name, then rename: the artefact is whole or absent."""
+def _save(part, folder: Path, work: Path) -> None:
+    """Save into a folder of another name, then rename: the artefact is whole or absent. Only then is the state of its
+    training, in `work`, thrown away."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     part.save(partial)
@@ -143,6 +144,7 @@ def _save(part, folder: Path) -> None:
         part.history.save(partial / "history.json")
         part.history = None
     os.replace(partial, folder)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(path: Path, content) -> None:

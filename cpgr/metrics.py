@@ -24,12 +24,12 @@ def paired_iou(a: list, b: list) -> torch.Tensor:
     return box_iou(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64), pairwise=False)
 
 
-def accuracy(iou: torch.Tensor) -> dict[str, float]:
-    """Acc@0.5 with `>=` (TransVG, CPL) and mean IoU."""
+def accuracy(iou: torch.Tensor) -> dict[str, float | None]:
+    """Acc@0.5 with `>=` (TransVG, CPL), mean IoU and their count; None where nothing could be measured."""
     count = len(iou)
     return {
-        "acc@0.5": float((iou >= HIT).double().mean()) if count else float("nan"),
-        "mean_iou": float(iou.mean()) if count else float("nan"),
+        "acc@0.5": float((iou >= HIT).double().mean()) if count else None,
+        "mean_iou": float(iou.mean()) if count else None,
         "count": count,
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -387,6 +388,8 @@ def main(argv=None) -> None:
     if "blip2" in args.only:
         seed_everything("pretrain", "blip2")
         train_blip2(drawn, words, tokens, args.out, args.blip2_steps, accelerator)
+    for work in args.out.glob("*.work"):
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

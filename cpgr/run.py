@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +15,15 @@ from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
+NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
     """Run a recipe from the command line; returns the exit code."""
+    try:
+        signal.signal(signal.SIGTERM, _stop)  # a batch system's way of saying Ctrl-C
+    except ValueError:
+        pass  # not in the main thread
     try:
         return _main(list(sys.argv[1:] if argv is None else argv), prog)
     except CpgrError as error:
@@ -26,6 +33,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") ->
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume goes on from here", file=sys.stderr)
         return 130
+
+
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def _main(argv: list[str], prog: str) -> int:
@@ -42,8 +53,8 @@ def _main(argv: list[str], prog: str) -> int:
         given = _resumed(parser, rest, saved)
     elif saved.exists():
         raise CpgrError(f"{root} already holds a run; go on with it by --resume, or choose another --out")
-    options = parser.instantiate_classes(given)
-    config = recipe.Config(**{k: v for k, v in vars(options).items() if k not in ("config", "out", "resume")})
+    options = parser.instantiate(given)
+    config = recipe.Config(**{k: v for k, v in vars(options).items() if k not in NOT_CONFIG})
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root):
         _log_to(root / "run.log")
@@ -91,7 +102,7 @@ def execute(recipe, name: str, config, root: Path) -> Path:
         for split_name, (split, truth) in evaluated.items():
             found[split_name], answers = metrics.evaluate(grounder, split, truth)
             answers.save(here.folder / f"predictions-{split_name}.parquet")
-            log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, found[split_name]["acc@0.5"], found[split_name]["mean_iou"])
+            log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
         found["skipped"] = problems.summary()
@@ -130,6 +141,10 @@ def _validation(config, data, problems, metrics):
         )
     split, truth = read_split(data, data.val_split, problems)
     return lambda grounder: metrics.evaluate(grounder, split, truth)[0]["acc@0.5"]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _names(text: str) -> list[str]:

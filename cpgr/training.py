@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,10 +102,14 @@ def seed_everything(*parts) -> int:
 def make_accelerator(precision: str = "auto"):
     """accelerate's device, precision and processes. `auto` is bf16 where the hardware multiplies it, else fp32."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if precision == "auto":
         precision = "bf16" if _fast_bf16() else "no"
-    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+    precision = {"fp32": "no"}.get(precision, precision)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # accelerate keeps one a process; a second run may want another precision
+    return Accelerator(mixed_precision=precision)
 
 
 def _fast_bf16() -> bool:
@@ -149,7 +152,7 @@ def train(
 ) -> History:
     """Train `model` in place; `model(batch)` returns a dict of scalar losses with their sum under `loss`.
 
-    `work` holds the state of a training in progress and is removed at the end. `groups` are AdamW's parameter
+    `work` holds the state of a training in progress; the caller removes it once it has saved what came of it. `groups` are AdamW's parameter
     groups (default: all trainable parameters, no decay on vectors). With `validate` and `validate_every`, the
     weights of the best validation are the ones kept.
     """
@@ -190,10 +193,10 @@ def train(
     except KeyboardInterrupt:
         state.save(accelerator.is_main_process)
         raise
+    state.save(accelerator.is_main_process)  # until the caller has saved its artefact, the training is not lost
     state.take_best()
     model.eval()
     accelerator.wait_for_everyone()
-    shutil.rmtree(work, ignore_errors=True)
     if not all(math.isfinite(values[-1]) for values in state.history.losses.values() if values):
         raise FloatingPointError(f"{what}: the loss is not finite; lower the learning rate or use --precision fp32")
     return state.history
@@ -256,19 +259,21 @@ class _State:
     def save(self, main: bool) -> None:
         if not main:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best,
+            "history": [self.history.every, self.history.losses, self.history.validation],
+            "torch": torch.get_rng_state(), "python": random.getstate(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
-        torch.save(
-            {
-                "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best,
-                "history": [self.history.every, self.history.losses, self.history.validation],
-                "torch": torch.get_rng_state(), "python": random.getstate(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-            temporary,
-        )  # fmt: skip
-        os.replace(temporary, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, temporary)
+            os.replace(temporary, self.path)
+        except (OSError, RuntimeError) as error:  # a full disk must not end the training it was to protect
+            temporary.unlink(missing_ok=True)
+            log.warning("the state of the training could not be saved in %s: %s", self.path.parent, error)
 
     def restore(self) -> None:
         if not self.path.exists():

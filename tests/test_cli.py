@@ -216,7 +216,8 @@ def test_help_is_instant_and_a_closed_pipe_is_no_error(root):
     assert time.monotonic() - start < 5
     read, write = os.pipe()
     os.close(read)
-    closed = subprocess.run([sys.executable, "-m", "cpgr.cli", "labels", "show", "--run", root], stdout=write, stderr=subprocess.PIPE, env=_environment())
+    command = [sys.executable, "-m", "cpgr.cli", "labels", "show", "--run", root]
+    closed = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=_environment())
     os.close(write)
     assert closed.returncode == 141 and closed.stderr == b""
 

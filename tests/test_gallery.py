@@ -59,7 +59,8 @@ def finish(root, number, train, evaluated, right):
         for e in (e for e in split.expressions if e.image_id == key):
             best = 0 if right(e.expression_id) else 1
             for j, region in enumerate((a, b)):
-                row = replace(region, kind="dataset", expression=e.text, expression_id=e.expression_id, scores={"posterior": 0.9 if j == best else 0.1})
+                scores = {"posterior": 0.9 if j == best else 0.1}
+                row = replace(region, kind="dataset", expression=e.text, expression_id=e.expression_id, scores=scores)
                 rows.append(row if j == best else row.drop(f"pairing: region {best} fits better"))
     LabelTable([r for pair in regions.values() for r in pair]).save(here.proposals)
     LabelTable(rows).save(here.refined)

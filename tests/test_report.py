@@ -62,7 +62,7 @@ def entry(role, number, *, chosen=True, path="picture.png"):
             "chosen": {"box": [4.0, 4.0, 29.0, 30.0], "region_id": 0, "weight": 1.0} if chosen else None,
             "reason": "" if chosen else "pairing: the scores disagree", "iou": 0.8 if chosen else None,
             "pairs": [{"region_id": 0, "scores": {"posterior": 0.9, "text": None}}],
-            "labels": [{"expression": NASTY, "kind": "generated", "region_id": 0, "kept": False, "reason": "filtering: too far", "scores": {"itm": 0.1}}],
+            "labels": [{"expression": NASTY, "kind": "generated", "region_id": 0, "kept": False, "reason": "too far", "scores": {"itm": 0.1}}],
         }  # fmt: skip
     return made
 
@@ -80,7 +80,8 @@ def write_cycle(root, number, finished=True):
     for name in ("proposals", "basic"):
         LabelTable([row]).save(folder / f"{name}.parquet")
     if finished:
-        (folder / "gallery.json").write_text(json.dumps({"entries": [entry("training", 0), entry("training", 1, chosen=False), entry("evaluation", 2)]}))
+        entries = [entry("training", 0), entry("training", 1, chosen=False), entry("evaluation", 2)]
+        (folder / "gallery.json").write_text(json.dumps({"entries": entries}))
         labels = {"keep_rate": 0.5, "basic_precision": None, "filter_precision": 0.0, "pairing_hit_rate": 0.6 + number / 100, "proposal_recall": 0.95}
         val = {"acc@0.5": min(0.4 + number / 10, 1.0), "mean_iou": 0.5, "count": 240}
         metrics = {"val": val, "testA": {"acc@0.5": math.nan, "mean_iou": math.nan, "count": 0}, "labels": labels, "skipped": {"it is empty": 2}}

@@ -49,10 +49,21 @@ def go(work, model=None, config=CONFIG, **options):
     return model, history
 
 
-def test_training_learns_and_leaves_no_work_folder(tmp_path):
+def test_training_learns_and_keeps_its_state_until_the_caller_has_saved(tmp_path):
     model, history = go(tmp_path / "w")
-    assert history.losses["loss"][-1] < history.losses["loss"][0]
-    assert not (tmp_path / "w").exists() and not model.training
+    assert history.losses["loss"][-1] < history.losses["loss"][0] and not model.training
+    again, same = go(tmp_path / "w")
+    assert again.seen == 0 and same.losses == history.losses
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    model, _ = go(tmp_path / "w", config=TrainingConfig(steps=3, batch_size=8, checkpoint_seconds=1e-9))
+    assert model.seen == 3 and not list((tmp_path / "w").iterdir())
 
 
 @pytest.mark.parametrize("stop", [1, 2, 11, 29, 30])

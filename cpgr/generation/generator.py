@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,87 +16,14 @@ from ..errors import CpgrError
 from ..labels import Label, LabelTable
 from ..progress import track
 from ..stages import Images
-from ..training import TrainingConfig, parameter_groups, train
+from ..training import parameter_groups, train
 from ..vocabulary import batches, clean, extend, located
 from .checkpoints import load_blip2
-from .objectives import Texts, latent_losses, region_losses
-from .region_blip2 import LoraSettings, RegionBlip2
-from .templates import TemplateConfig, templates
-
-
-@dataclass
-class DecodingConfig:
-    """How expressions are decoded.
-
-    Attributes:
-        beams: Beams of the search (5 as RegionBLIP; 1 is greedy).
-        samples: Further expressions a region drawn by nucleus sampling.
-        top_p: Nucleus of the sampling.
-        max_new_tokens: Longest expression in tokens (soft prompt and prefix not counted).
-        min_new_tokens: Shortest expression in tokens.
-        batch_size: Regions decoded together.
-    """
-
-    beams: int = 5
-    samples: int = 0
-    top_p: float = 0.9
-    max_new_tokens: int = 30
-    min_new_tokens: int = 1
-    batch_size: int = 64
-
-
-@dataclass
-class GenerationConfig:
-    """The Generation stage.
-
-    Attributes:
-        captioner: `builtin`, or the name or folder of a `Blip2ForConditionalGeneration` checkpoint.
-        matcher: `builtin`, or the name or folder of a `Blip2ForImageTextRetrieval` checkpoint (text branch, ITM, ITC).
-        image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
-        prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
-        coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
-        latent: Train ITG and ITC on each true expression over all regions of its image, weighted by the last
-            pairing, instead of on the chosen region alone.
-        carry_over: Go on from the last cycle's LoRA instead of a fresh one.
-        keep_templates: Keep the cold start's templates beside the generated expressions in later cycles.
-        vocabulary: `extend` adds the training expressions' words that the tokenizers break up, `keep` does not.
-        per_image: Labels of one image in a batch, at most.
-        loss_itc: Weight of L_ITC (as every other: 1 in CPGR's figure).
-        loss_itm: Weight of L_ITM.
-        loss_itg: Weight of L_ITG.
-        loss_llm: Weight of L_LLM.
-        loss_latent: Weight of the latent-region likelihood and contrast.
-        lora: LoRA's settings.
-        templates: The cold start's templates.
-        decoding: How expressions are decoded.
-        training: How the model is fine-tuned; `batch_size` counts images.
-        memory_mb: Memory for cached image features; what goes beyond lies on disk.
-    """
-
-    captioner: str = "Salesforce/blip2-opt-2.7b"
-    matcher: str = "Salesforce/blip2-itm-vit-g"
-    image_size: int = 0
-    prefix: bool = True
-    coordinates: bool = True
-    latent: bool = True
-    carry_over: bool = False
-    keep_templates: bool = False
-    vocabulary: str = "keep"
-    per_image: int = 6
-    loss_itc: float = 1.0
-    loss_itm: float = 1.0
-    loss_itg: float = 1.0
-    loss_llm: float = 1.0
-    loss_latent: float = 1.0
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    templates: TemplateConfig = field(default_factory=TemplateConfig)
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            epochs=10, batch_size=16, learning_rate=1e-4, final_rate=0.1, weight_decay=0.05, warmup=200
-        )
-    )
-    memory_mb: float = 2048.0
+from .fine_tuning import FineTuning, Groups
+from .objectives import Texts
+from .region_blip2 import RegionBlip2
+from .settings import GenerationConfig
+from .templates import templates
 
 
 class Blip2Generator:
@@ -247,8 +172,8 @@ class Blip2Generator:
         if self.model is None or not self.config.carry_over:
             self.build(texts)
         self.store.add({i: images[i] for i in labels.by_image()}, "image features")
-        data = _Groups(labels, self)
-        step = _Step(self, data)
+        data = Groups(labels, self)
+        step = FineTuning(self)
         self.history = train(
             step, data, data.collate, self.config.training, self.accelerator, seed=torch.initial_seed(), work=work,
             what="Generation", groups=parameter_groups(step, self.config.training),
@@ -357,90 +282,3 @@ def _resize(language_model, embeddings, llm_words, words) -> None:
         with torch.no_grad():
             new.weight[: old.num_embeddings] = old.weight
         embeddings.word_embeddings = new
-
-
-class _Groups(torch.utils.data.Dataset):
-    """Refined labels by image: regions with texts, and expressions with a weight for each region of the image."""
-
-    def __init__(self, labels: LabelTable, generator: Blip2Generator):
-        self.generator = generator
-        latent = generator.config.latent
-        self.groups = []
-        for image_id, rows in labels.by_image().items():
-            candidates: dict[str, list[Label]] = {}
-            for row in rows:
-                if row.expression_id and "posterior" in row.scores:
-                    candidates.setdefault(row.expression_id, []).append(row)
-            labelled = [row for row in rows.kept if row.box is not None and clean(row.expression)]
-            if labelled or (latent and candidates):
-                self.groups.append((image_id, labelled, list(candidates.values()) if latent else []))
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def collate(self, indices: list[int]) -> dict:
-        g, per_image = self.generator, self.generator.config.per_image
-        rows: list[Label] = []
-        expressions: list[list[Label]] = []
-        for index in indices:
-            _, labelled, candidates = self.groups[index]
-            rows += random.sample(labelled, min(per_image, len(labelled)))
-            expressions += random.sample(candidates, min(2, len(candidates)))
-        batch = {}
-        if rows:
-            keys = [(row.image_id, row.region_id) for row in rows]
-            words = [clean(row.expression) for row in rows]
-            same = [[a == b or s == t for b, t in zip(keys, words, strict=True)] for a, s in zip(keys, words, strict=True)]
-            weights = torch.tensor([row.weight for row in rows], device=g.accelerator.device)
-            batch["regions"] = {
-                "image": g._features([row.image_id for row in rows]), "boxes": g.boxes(rows), "texts": g.qformer_texts(words),
-                "prompt": g.prompts(rows), "target": g.targets(words), "same": torch.tensor(same, device=g.accelerator.device),
-                "weights": weights / weights.mean().clamp(min=1e-6),
-            }  # fmt: skip
-        if expressions:
-            batch["latent"] = self._latent(expressions)
-        return batch
-
-    def _latent(self, expressions: list[list[Label]]) -> dict:
-        g = self.generator
-        ids = list(dict.fromkeys(rows[0].image_id for rows in expressions))
-        most = max(len(rows) for rows in expressions)
-        boxes, prior = torch.zeros(len(ids), most, 4), torch.zeros(len(expressions), most)
-        for i, rows in enumerate(expressions):
-            boxes[ids.index(rows[0].image_id), : len(rows)] = g.boxes(rows).cpu()
-            prior[i, : len(rows)] = torch.tensor([row.scores["posterior"] for row in rows])
-        device = g.accelerator.device
-        return {
-            "image": g._features(ids), "boxes": boxes.to(device), "prior": prior.to(device),
-            "texts": g.qformer_texts([rows[0].expression for rows in expressions]),
-            "owner": torch.tensor([ids.index(rows[0].image_id) for rows in expressions], device=device),
-        }  # fmt: skip
-
-
-class _Step(nn.Module):
-    """A training step of Generation: the weighted sum of its objectives. Frozen parts stay in eval mode."""
-
-    def __init__(self, generator: Blip2Generator, data: _Groups):
-        super().__init__()
-        self.model, self.config = generator.model, generator.config
-
-    def train(self, mode: bool = True):
-        super().train(False)  # RegionBLIP keeps the frozen base's dropout off; LoRA's own stays
-        for name, module in self.model.named_modules():
-            if "lora_dropout" in name:
-                module.train(mode)
-        return self
-
-    def forward(self, batch: dict) -> dict:
-        losses = {}
-        if "regions" in batch:
-            losses |= region_losses(self.model, **batch["regions"])
-        if "latent" in batch:
-            losses |= latent_losses(self.model, **batch["latent"])
-        config = self.config
-        weight = {"itg_latent": config.loss_latent, "itc_latent": config.loss_latent}
-        total = sum(value * weight.get(name, getattr(config, f"loss_{name}", 1.0)) for name, value in losses.items())
-        return {**losses, "loss": total}

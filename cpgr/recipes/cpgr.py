@@ -13,7 +13,8 @@ from pathlib import Path
 from ..config import RunConfig
 from ..cycle import Parts
 from ..data.proposals import build_detector, propose
-from ..generation.generator import Blip2Generator, GenerationConfig
+from ..generation.generator import Blip2Generator
+from ..generation.settings import GenerationConfig
 from ..grounding.transvg import TransVGConfig, TransVGGrounder
 from ..progress import track
 from ..refinement.refiner import AttentionRefiner, RefinementConfig
@@ -58,7 +59,7 @@ def open_grounder(folder: Path, accelerator, work: Path) -> TransVGGrounder:
     saved.pop("grounder")
     parser = ArgumentParser()
     parser.add_class_arguments(TransVGConfig, "grounding")
-    config = parser.instantiate_classes(parser.parse_object({"grounding": saved})).grounding
+    config = parser.instantiate(parser.parse_object({"grounding": saved})).grounding
     grounder = TransVGGrounder(config, accelerator, work)
     grounder.load(folder)
     return grounder

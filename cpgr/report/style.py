@@ -84,7 +84,7 @@ legend{float:left;padding:0 8px 0 0;color:var(--soft);font-size:13px;font-weight
 .case{stroke:#10121a;stroke-opacity:.75}
 
 .fact{font-size:13px;color:var(--soft);margin-top:4px;overflow-wrap:anywhere}
-.card .split{margin-left:auto}.card details{margin-top:5px}.card summary{font-size:13px;font-weight:500}
+.card .chips{gap:5px 8px}.card .chips b{padding:1px 8px}.card .split{margin-left:auto}.card details{margin-top:5px}.card summary{font-size:13px;font-weight:500}
 .card table{font-size:12px;min-width:100%}.card th:first-child{min-width:8em}.card th,.card td{padding:3px 10px 3px 0}.card .bar{min-width:64px}
 .texts{list-style:none;margin:6px 0 0;padding:0;font-size:13px;max-height:260px;overflow:auto}
 .texts li{padding:4px 0 4px 10px;border-left:3px solid var(--good);margin-bottom:5px;overflow-wrap:anywhere}

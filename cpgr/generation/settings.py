@@ -1,0 +1,84 @@
+"""The settings of the Generation stage; published values where a source has them (reference: RegionBLIP, CPGR's figure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..training import TrainingConfig
+from .region_blip2 import LoraSettings
+from .templates import TemplateConfig
+
+
+@dataclass
+class DecodingConfig:
+    """How expressions are decoded.
+
+    Attributes:
+        beams: Beams of the search (5 as RegionBLIP; 1 is greedy).
+        samples: Further expressions a region drawn by nucleus sampling.
+        top_p: Nucleus of the sampling.
+        max_new_tokens: Longest expression in tokens (soft prompt and prefix not counted).
+        min_new_tokens: Shortest expression in tokens.
+        batch_size: Regions decoded together.
+    """
+
+    beams: int = 5
+    samples: int = 0
+    top_p: float = 0.9
+    max_new_tokens: int = 30
+    min_new_tokens: int = 1
+    batch_size: int = 64
+
+
+@dataclass
+class GenerationConfig:
+    """The Generation stage.
+
+    Attributes:
+        captioner: `builtin`, or the name or folder of a `Blip2ForConditionalGeneration` checkpoint.
+        matcher: `builtin`, or the name or folder of a `Blip2ForImageTextRetrieval` checkpoint (text branch, ITM, ITC).
+        image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
+        prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
+        coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
+        latent: Train ITG and ITC on each true expression over all regions of its image, weighted by the last
+            pairing, instead of on the chosen region alone.
+        carry_over: Go on from the last cycle's LoRA instead of a fresh one.
+        keep_templates: Keep the cold start's templates beside the generated expressions in later cycles.
+        vocabulary: `extend` adds the training expressions' words that the tokenizers break up, `keep` does not.
+        per_image: Labels of one image in a batch, at most.
+        loss_itc: Weight of L_ITC (as every other: 1 in CPGR's figure).
+        loss_itm: Weight of L_ITM.
+        loss_itg: Weight of L_ITG.
+        loss_llm: Weight of L_LLM.
+        loss_latent: Weight of the latent-region likelihood and contrast.
+        lora: LoRA's settings.
+        templates: The cold start's templates.
+        decoding: How expressions are decoded.
+        training: How the model is fine-tuned; `batch_size` counts images.
+        memory_mb: Memory for cached image features; what goes beyond lies on disk.
+    """
+
+    captioner: str = "Salesforce/blip2-opt-2.7b"
+    matcher: str = "Salesforce/blip2-itm-vit-g"
+    image_size: int = 0
+    prefix: bool = True
+    coordinates: bool = True
+    latent: bool = True
+    carry_over: bool = False
+    keep_templates: bool = False
+    vocabulary: str = "keep"
+    per_image: int = 6
+    loss_itc: float = 1.0
+    loss_itm: float = 1.0
+    loss_itg: float = 1.0
+    loss_llm: float = 1.0
+    loss_latent: float = 1.0
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    templates: TemplateConfig = field(default_factory=TemplateConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            epochs=10, batch_size=16, learning_rate=1e-4, final_rate=0.1, weight_decay=0.05, warmup=200
+        )
+    )
+    memory_mb: float = 2048.0
