@@ -309,6 +309,7 @@ class _Blip2Step(nn.Module):
         vision = model.blip2.config.vision_config
         self.cells = math.isqrt(tokens.shape[1]) // (vision.image_size // vision.patch_size)
         self.distil = nn.Linear(vision.hidden_size, tokens.shape[-1] * self.cells**2)
+        self.variance = float(tokens[:256].float().var())
 
     def forward(self, indices: list[int]) -> dict:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
@@ -336,7 +337,8 @@ class _Blip2Step(nn.Module):
         grid, cells = math.isqrt(self.tokens.shape[1]), self.cells
         target = self.tokens[indices].float().unflatten(1, (grid // cells, cells, grid // cells, cells))
         target = target.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        return F.mse_loss(self.distil(image[:, 1:]).float(), target)
+        # as a share of the variance: raw, it would take all of the clipped gradient for itself
+        return F.mse_loss(self.distil(image[:, 1:]).float(), target) / self.variance
 
     def _language(self, queries, texts):
         return self.model.language_loss(queries, *self._ids([""] * len(texts), True), *self._ids(texts, False)).mean()

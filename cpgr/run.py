@@ -61,7 +61,7 @@ def _main(argv: list[str], prog: str) -> int:
         if not saved.exists():
             temporary = saved.with_suffix(".tmp")
             given.pop("config", None)
-            temporary.write_text(parser.dump(given, skip_none=False))
+            temporary.write_text(parser.dump(given))
             os.replace(temporary, saved)
         start = time.monotonic()
         path = execute(recipe, name, config, root)

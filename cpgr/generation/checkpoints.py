@@ -17,7 +17,7 @@ from ..errors import CpgrError
 log = logging.getLogger("cpgr")
 
 
-def load_blip2(captioner: str, matcher: str):
+def load_blip2(captioner: str, matcher: str, attention: str = "sdpa"):
     """The captioner with the matcher's text branch in its Q-Former, and the matcher's own parts.
 
     Returns (Blip2ForConditionalGeneration, nn.ModuleDict of embeddings, vision_projection, text_projection, itm_head).
@@ -34,6 +34,9 @@ def load_blip2(captioner: str, matcher: str):
         other = Blip2ForImageTextRetrieval.from_pretrained(matcher, dtype=torch.float32)
     finally:
         hf_logging.set_verbosity(quiet)
+    # transformers refuses flash attention for BLIP-2 as a whole, because of the Q-Former; by sub-model it takes it
+    qformer = "sdpa" if attention.startswith("flash") else attention
+    model.set_attn_implementation({"vision_config": attention, "text_config": attention, "qformer_config": qformer})
     taken = take_text_branch(model.qformer, other.qformer, captioner, matcher)
     parts = nn.ModuleDict(
         {name: getattr(other, name) for name in ("embeddings", "vision_projection", "text_projection", "itm_head")}

@@ -44,7 +44,7 @@ class Blip2Generator:
         config = self.config
         names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
         self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
-        captioner, parts = load_blip2(*names)
+        captioner, parts = load_blip2(*names, attention=config.attention)
         if self.words.bos_token is None:
             self.words.add_special_tokens({"bos_token": "[DEC]"})
         added = (

@@ -37,6 +37,8 @@ class GenerationConfig:
     Attributes:
         captioner: `builtin`, or the name or folder of a `Blip2ForConditionalGeneration` checkpoint.
         matcher: `builtin`, or the name or folder of a `Blip2ForImageTextRetrieval` checkpoint (text branch, ITM, ITC).
+        attention: transformers' attention inside BLIP-2: `sdpa`, `eager` (faster at the built-in world's sizes on a CPU), or
+            `flash_attention_2` where flash-attn is installed (the Q-Former, kept in fp32, then takes sdpa).
         image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
         prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
         coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
@@ -60,6 +62,7 @@ class GenerationConfig:
 
     captioner: str = "Salesforce/blip2-opt-2.7b"
     matcher: str = "Salesforce/blip2-itm-vit-g"
+    attention: str = "sdpa"
     image_size: int = 0
     prefix: bool = True
     coordinates: bool = True

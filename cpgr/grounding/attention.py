@@ -9,24 +9,53 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class CrossAttention(nn.Module):
+    """Single-head attention between sets of very different sizes: some words and all cells.
+
+    The same function as softmax((Wq x)(Wk y)^T / sqrt(D)) Wv y projected by Wo, but the projections of the larger set are
+    carried over to the smaller one ((Wq x)(Wk y)^T = (Wq x Wk) y^T, and so on), so no product of all cells with a
+    D x D matrix is left. A key's bias is the same for all keys of a query and falls out of the softmax.
+    """
+
+    def __init__(self, width: int, key_width: int, dropout: float = 0.0):
+        super().__init__()
+        self.dropout, self.scale = dropout, width**-0.5
+        self.q, self.k = nn.Linear(width, width), nn.Linear(key_width, width, bias=False)
+        self.v, self.out = nn.Linear(key_width, width), nn.Linear(width, width)
+
+    def forward(self, query, key, mask):
+        """query [B, T, D], key (and value) [B, S, E], mask [B, S] True at keys that count. Returns [B, T, D]."""
+        few_queries = query.shape[1] < key.shape[1]
+        if few_queries:
+            scores = (self.q(query) @ self.k.weight) @ key.transpose(1, 2)
+        else:
+            keys = self.k(key)
+            scores = query @ (keys @ self.q.weight).transpose(1, 2) + (keys @ self.q.bias)[:, None]
+        scores = (scores * self.scale).masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        if few_queries:
+            mixed = F.linear(weights.to(key.dtype) @ key, self.v.weight) + weights.sum(-1, keepdim=True) * self.v.bias
+            return self.out(mixed)
+        return weights @ F.linear(self.v(key), self.out.weight) + self.out.bias
+
+
 class Attention(nn.Module):
-    """Multi-head attention with separate widths for queries and keys.
+    """Multi-head self-attention of the fusion layers.
 
     `kind` is `sdpa` (torch's fused one) or `eager`, matmul-softmax-matmul: at the built-in world's lengths the
     latter's backward is twice as fast on a CPU, at a GPU's lengths the former wins.
     """
 
-    def __init__(self, width: int, heads: int, *, key_width: int | None = None, dropout: float = 0.0, kind: str = "sdpa"):
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, kind: str = "sdpa"):
         super().__init__()
         self.heads, self.dropout, self.kind = heads, dropout, kind
-        self.q, self.k = nn.Linear(width, width), nn.Linear(key_width or width, width)
-        self.v, self.out = nn.Linear(key_width or width, width), nn.Linear(width, width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, query, key, value, mask=None) -> torch.Tensor:
-        """query [B, T, D], key and value [B, S, E], mask [B, S] True at keys that count. Returns [B, T, D]."""
+        """query [B, T, D], key and value [B, S, D], mask [B, S] True at keys that count. Returns [B, T, D]."""
         q, k, v = self._split(self.q(query)), self._split(self.k(key)), self._split(self.v(value))
         bias = None if mask is None else mask[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
@@ -37,7 +66,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def row(self, query, key, mask=None) -> torch.Tensor:
-        """Head-mean attention of one query a sample: query [B, 1, D] over keys [B, S, E]. Returns [B, S]."""
+        """Head-mean attention of one query a sample: query [B, 1, D] over keys [B, S, D]. Returns [B, S]."""
         q, k = self._split(self.q(query)), self._split(self.k(key))
         return _weights(q, k, None if mask is None else mask[:, None, None, :]).mean(1).squeeze(1)
 

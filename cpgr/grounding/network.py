@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.proposals.tiny_detector import box_head, read_boxes
 from ..regions import cxcywh_to_xyxy
-from .attention import Attention
+from .attention import Attention, CrossAttention
 
 
 @dataclass
@@ -55,10 +55,10 @@ class CrossModalLevels(nn.Module):
     shared over the levels; then the levels are concatenated and projected back.
     """
 
-    def __init__(self, visual: int, text: int, levels: int, dropout: float, kind: str):
+    def __init__(self, visual: int, text: int, levels: int, dropout: float):
         super().__init__()
-        self.to_text = Attention(text, 1, key_width=visual, dropout=dropout, kind=kind)
-        self.to_visual = Attention(visual, 1, key_width=text, dropout=dropout, kind=kind)
+        self.to_text = CrossAttention(text, visual, dropout)
+        self.to_visual = CrossAttention(visual, text, dropout)
         self.text_norm, self.visual_norm = nn.LayerNorm(text), nn.LayerNorm(visual)
         self.text_merge, self.visual_merge = nn.Linear(levels * text, text), nn.Linear(levels * visual, visual)
 
@@ -67,8 +67,8 @@ class CrossModalLevels(nn.Module):
         batch, levels = visual.shape[:2]
         flat = visual.flatten(0, 1)
         texts = text.repeat_interleave(levels, 0)
-        new_text = self.text_norm(texts + self.to_text(texts, flat, flat, visual_mask.repeat_interleave(levels, 0)))
-        new_visual = self.visual_norm(flat + self.to_visual(flat, texts, texts, text_mask.repeat_interleave(levels, 0)))
+        new_text = self.text_norm(texts + self.to_text(texts, flat, visual_mask.repeat_interleave(levels, 0)))
+        new_visual = self.visual_norm(flat + self.to_visual(flat, texts, text_mask.repeat_interleave(levels, 0)))
 
         def merge(x):  # [B * L, N, D] -> [B, N, L * D]
             return x.unflatten(0, (batch, levels)).transpose(1, 2).flatten(2)
@@ -103,8 +103,8 @@ class GroundingNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, branch: nn.Module, text_encoder: nn.Module, max_words: int):
         super().__init__()
         self.config, self.branch, self.text_encoder = config, branch, text_encoder
-        self.grid, text_width, kind = branch.grid, text_encoder.config.hidden_size, config.attention_kind
-        self.cross = CrossModalLevels(branch.width, text_width, branch.count, config.dropout, kind)
+        self.grid, text_width = branch.grid, text_encoder.config.hidden_size
+        self.cross = CrossModalLevels(branch.width, text_width, branch.count, config.dropout)
         self.visual_in, self.text_in = nn.Linear(branch.width, config.width), nn.Linear(text_width, config.width)
         self.reg = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         cells = (self.grid // config.pool) ** 2
@@ -133,7 +133,9 @@ class GroundingNetwork(nn.Module):
         """
         word_mask = word_mask.bool()
         text = self.text_encoder(input_ids=word_ids, attention_mask=word_mask.long()).last_hidden_state
-        visual, text = self.cross(levels.to(text.dtype), text, cell_mask, word_mask)
+        if not torch.is_autocast_enabled(levels.device.type):
+            levels = levels.to(text.dtype)
+        visual, text = self.cross(levels, text, cell_mask, word_mask)
         words = self.text_in(text)
         tokens, pooled_mask = self._pool(self.visual_in(visual), cell_mask)
         batch = len(words)
@@ -164,7 +166,7 @@ class GroundingNetwork(nn.Module):
         keys = self.pointer_key(self._unpool(fused) + self.pointer_skip(visual))
         scores = (keys @ self.pointer_query(reg)[:, :, None]).squeeze(-1).float() / math.sqrt(reg.shape[-1])
         weights = scores.masked_fill(~cell_mask, float("-inf")).softmax(-1)
-        cell_boxes = read_boxes(self.boxes(levels[:, -1].to(reg.dtype)), self.grid)
+        cell_boxes = read_boxes(self.boxes(levels[:, -1]), self.grid)
         best = weights.argmax(-1)
         picked = cell_boxes[torch.arange(len(best), device=best.device), best]
         return {"weights": weights, "cell_boxes": cell_boxes, "boxes": picked, "score": weights.amax(-1)}

@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from cpgr.data.proposals.tiny_detector import TinyDetector, TinyDetectorConfig
-from cpgr.grounding.attention import Attention
+from cpgr.grounding.attention import Attention, CrossAttention
 from cpgr.grounding.backbones import TinyBranch
 from cpgr.grounding.network import GroundingNetwork, NetworkConfig, box_loss, generalized_iou, pointer_loss
 
@@ -109,6 +109,18 @@ def test_both_kinds_of_attention_agree():
     b.load_state_dict(a.state_dict())
     x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     torch.testing.assert_close(a(x, x, x, mask), b(x, x, x, mask))
+
+
+@pytest.mark.parametrize(("few", "many"), [(3, 7), (7, 3), (4, 4)])
+def test_cross_attention_is_plain_attention(few, many):
+    """Carrying the projections over to the smaller set changes the order of the products, not the function."""
+    torch.manual_seed(0)
+    cross = CrossAttention(8, 12).double()
+    query, key = torch.randn(2, few, 8, dtype=torch.float64), torch.randn(2, many, 12, dtype=torch.float64)
+    mask = torch.ones(2, many, dtype=torch.bool)
+    mask[0, -1] = False
+    scores = (cross.q(query) @ cross.k(key).transpose(1, 2) / 8**0.5).masked_fill(~mask[:, None], float("-inf"))
+    torch.testing.assert_close(cross(query, key, mask), cross.out(scores.softmax(-1) @ cross.v(key)))
 
 
 def test_regression_head_has_no_pointer(branch):
