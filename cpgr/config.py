@@ -49,8 +49,6 @@ def named_config(name: str) -> str:
 
 def make_parser(recipe_config: type, recipe: str, prog: str):
     """The parser of a recipe's runs: every field of its dataclass is an option `--section.key`."""
-    from argparse import SUPPRESS
-
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(
@@ -60,7 +58,7 @@ def make_parser(recipe_config: type, recipe: str, prog: str):
         exit_on_error=True,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of a shipped config")
-    parser.add_argument("--recipe", default=recipe, choices=[recipe], help=SUPPRESS)  # so that config.yaml names it
+    parser.add_argument("--recipe", default=recipe, choices=[recipe], help="kept in config.yaml, so that a run says whose it is")
     parser.add_argument("--out", type=str, default=f"runs/{recipe}", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     parser.add_class_arguments(recipe_config, None)

@@ -58,19 +58,17 @@ def _main(argv: list[str], prog: str) -> int:
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root):
         _log_to(root / "run.log")
-        if not saved.exists():
-            temporary = saved.with_suffix(".tmp")
-            given.pop("config", None)
-            temporary.write_text(parser.dump(given))
-            os.replace(temporary, saved)
+        given.pop("config", None)
+        text = parser.dump(given)
         start = time.monotonic()
-        path = execute(recipe, name, config, root)
+        path = execute(recipe, config, root, text)
         log.info("finished in %.0f s: %s", time.monotonic() - start, path)
     return 0
 
 
-def execute(recipe, name: str, config, root: Path) -> Path:
-    """Read the data, run the cycles, write the report; returns its path."""
+def execute(recipe, config, root: Path, text: str) -> Path:
+    """Read the data, run the cycles, write the report; returns its path. `text` is the config as it is kept in the
+    folder, from the moment on that the data could be read: a mistyped path leaves no run behind."""
     import torch
 
     from . import cycle, gallery, metrics, report
@@ -83,7 +81,7 @@ def execute(recipe, name: str, config, root: Path) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.precision)
-    log.info("recipe %s on %s, %s, %d threads", name, accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
+    log.info("recipe %s on %s, %s, %d threads", recipe.__name__.rpartition(".")[2], accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
     data = ensure_world(config.data, root / "world") if config.data.format == "scenes" else config.data
     problems = Problems(data.on_bad)
     train, train_truth = read_split(data, data.train_split, problems)
@@ -93,7 +91,9 @@ def execute(recipe, name: str, config, root: Path) -> Path:
     if problems.skipped:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
         (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
+    validate = _validation(config, data, problems, metrics)
     parts = recipe.build(config, accelerator, root / "work")
+    _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
         from .labels import LabelTable
@@ -110,11 +110,16 @@ def execute(recipe, name: str, config, root: Path) -> Path:
         gallery.collect(here, grounder, (train, train_truth), evaluated)
         return found
 
-    cycle.run(
-        parts, train, root, cycles=config.cycles, seed=config.seed, report=measure,
-        validate=_validation(config, data, problems, metrics),
-    )  # fmt: skip
+    cycle.run(parts, train, root, cycles=config.cycles, seed=config.seed, report=measure, validate=validate)
     return report.write(root)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write the run's config once, whole or not at all."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
 
 
 def _quiet_transformers() -> None:

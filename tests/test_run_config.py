@@ -12,9 +12,9 @@ from cpgr.run import main
 
 def fails(capsys, *argv):
     assert main(list(argv)) == 2
-    out = capsys.readouterr()
-    assert "Traceback" not in out.err and out.err.startswith("error: ")
-    return out.err
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("error: ")
+    return said
 
 
 def test_an_unknown_recipe_lists_the_recipes(capsys):
@@ -68,6 +68,8 @@ def test_the_training_split_cannot_select_models(capsys, tmp_path, small_world):
 def test_data_that_is_not_there(capsys, tmp_path):
     said = fails(capsys, "--out", str(tmp_path / "r"), "--data.format", "refer", "--data.root", str(tmp_path / "no"))
     assert str(tmp_path / "no") in said
+    # the mistake leaves no run behind: the mended command may use the same folder
+    assert not (tmp_path / "r" / "config.yaml").exists()
 
 
 def test_two_runs_cannot_write_one_folder(capsys, tmp_path):
