@@ -24,6 +24,7 @@ from .data.proposals.tiny_detector import TinyDetector, TinyDetectorConfig
 from .data.scenes import captions, grammar, vocabulary
 from .data.scenes.render import render
 from .data.scenes.sample import sample_scene
+from .generation.checkpoints import load_blip2
 from .generation.objectives import Texts, region_losses
 from .generation.region_blip2 import RegionBlip2
 from .grounding.network import generalized_iou
@@ -35,6 +36,7 @@ log = logging.getLogger("cpgr")
 # Every run's scenes come from its own seed; pretraining's come from a stream that no seed reaches.
 STREAM = 0x70726574
 PIXELS = 128
+PARTS = ("detector", "bert", "blip2", "prefixes")
 
 
 @dataclass
@@ -278,23 +280,48 @@ def make_blip2(words: list[str], out: Path):
 
 
 def train_blip2(drawn, words, tokens, out: Path, steps: int, accelerator) -> None:
-    from safetensors.torch import save_file
-
     captioner, matcher, llm_words, qformer_words = make_blip2(words, out)
     parts = nn.ModuleDict(
         {name: getattr(matcher, name) for name in ("embeddings", "vision_projection", "text_projection", "itm_head")}
     )
     model = RegionBlip2(captioner, parts)
     nn.init.normal_(model.coordinates.outer.weight, std=0.05)
-    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn)
+    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.0)
     settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02)
-    history = train(step, _Scenes(drawn), lambda i: i, settings, accelerator, seed=3, work=out / "blip2.work", what="BLIP-2")
-    history.save(out / "blip2.history.json")
+    train(step, _Scenes(drawn), lambda i: i, settings, accelerator, seed=3, work=out / "blip2.work", what="BLIP-2")
+    save_blip2(model, matcher, out)
+
+
+def train_prefixes(drawn, tokens, out: Path, steps: int, accelerator) -> None:
+    """Go on from the saved BLIP-2 with prefixes before the phrases: a large language model reads its prompt, a small one
+    has to learn to."""
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+
+    captioner, parts = load_blip2(str(out / "blip2"), str(out / "blip2-itm"), attention="eager")
+    model = RegionBlip2(captioner, parts)
+    model.load_state_dict({n: t.float() for n, t in load_file(out / "blip2" / "coordinates.safetensors").items()}, strict=False)
+    llm_words, qformer_words = (AutoTokenizer.from_pretrained(out / name) for name in ("blip2", "blip2-itm"))
+    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.7)
+    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=50, final_rate=0.02)
+    train(step, _Scenes(drawn), lambda i: i, settings, accelerator, seed=4, work=out / "prefixes.work", what="BLIP-2, prefixes")
+    matcher = Blip2ForImageTextRetrieval.from_pretrained(out / "blip2-itm", dtype=torch.float32)
+    matcher.qformer = captioner.qformer
+    for name, part in parts.items():
+        setattr(matcher, name, part)
+    save_blip2(model, matcher, out)
+
+
+def save_blip2(model: RegionBlip2, matcher, out: Path) -> None:
+    """As published: a captioner without text branch, a matcher with it; and the coordinate embedding beside them."""
+    from safetensors.torch import save_file
+
+    captioner = model.blip2
     own = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.split(".")[0] in ("region_queries", "coordinates", "word_bias")}
     matcher.vision_model, matcher.query_tokens = captioner.vision_model, captioner.query_tokens
     save_half(matcher, out / "blip2-itm")
     captioner.config.qformer_config.use_qformer_text_input = False
-    for layer in captioner.qformer.encoder.layer:  # as published: the captioner has no text branch
+    for layer in captioner.qformer.encoder.layer:
         del layer.intermediate, layer.output
     save_half(captioner, out / "blip2")
     save_file(own, out / "blip2" / "coordinates.safetensors")
@@ -303,13 +330,13 @@ def train_blip2(drawn, words, tokens, out: Path, steps: int, accelerator) -> Non
 class _Blip2Step(nn.Module):
     """Captions of whole images and detection phrases of boxes, with the image encoder distilled from the detector."""
 
-    def __init__(self, model: RegionBlip2, llm_words, qformer_words, tokens, drawn):
+    def __init__(self, model: RegionBlip2, llm_words, qformer_words, tokens, drawn, prefixes: float):
         super().__init__()
+        self.prefixes = prefixes  # how often a phrase is written after another phrase of the same object
         self.model, self.llm_words, self.qformer_words, self.tokens, self.drawn = model, llm_words, qformer_words, tokens, drawn
         vision = model.blip2.config.vision_config
         self.cells = math.isqrt(tokens.shape[1]) // (vision.image_size // vision.patch_size)
         self.distil = nn.Linear(vision.hidden_size, tokens.shape[-1] * self.cells**2)
-        self.variance = float(tokens[:256].float().var())
 
     def forward(self, indices: list[int]) -> dict:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
@@ -321,13 +348,14 @@ class _Blip2Step(nn.Module):
         picks = [(row, int(k)) for row, i in enumerate(indices) for k in rng.permutation(len(self.drawn[i].boxes))[:3]]
         objects = [self.drawn[indices[row]].scene.objects[k] for row, k in picks]
         phrases = [captions.detection_phrase(o, rng) for o in objects]
+        prefixes = [captions.detection_phrase(o, rng) if rng.random() < self.prefixes else "" for o in objects]
         boxes = torch.stack([self.drawn[indices[row]].boxes[k] for row, k in picks])
         boxes = (boxes + torch.randn_like(boxes) * 0.01).clamp(0, 1)
         encoded = self.qformer_words(phrases, padding=True, return_tensors="pt")
         texts = Texts(encoded["input_ids"], encoded["attention_mask"], self.qformer_words.bos_token_id)
         same = torch.tensor([[a == b for b in phrases] for a in phrases])
         named = region_losses(
-            self.model, image[[row for row, _ in picks]], boxes, texts, self._ids([""] * len(picks), True),
+            self.model, image[[row for row, _ in picks]], boxes, texts, self._ids(prefixes, True),
             self._ids(phrases, False), same, torch.ones(len(picks)), smoothing=0.0,
         )  # fmt: skip
         losses |= named
@@ -337,8 +365,8 @@ class _Blip2Step(nn.Module):
         grid, cells = math.isqrt(self.tokens.shape[1]), self.cells
         target = self.tokens[indices].float().unflatten(1, (grid // cells, cells, grid // cells, cells))
         target = target.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        # as a share of the variance: raw, it would take all of the clipped gradient for itself
-        return F.mse_loss(self.distil(image[:, 1:]).float(), target) / self.variance
+        # raw, it takes most of the clipped gradient at first: image features come before the words for them
+        return F.mse_loss(self.distil(image[:, 1:]).float(), target)
 
     def _language(self, queries, texts):
         return self.model.language_loss(queries, *self._ids([""] * len(texts), True), *self._ids(texts, False)).mean()
@@ -369,7 +397,8 @@ def main(argv=None) -> None:
     parser.add_argument("--detector-steps", type=int, default=700)
     parser.add_argument("--bert-steps", type=int, default=800)
     parser.add_argument("--blip2-steps", type=int, default=1500)
-    parser.add_argument("--only", nargs="*", choices=("detector", "bert", "blip2"), default=("detector", "bert", "blip2"))
+    parser.add_argument("--prefix-steps", type=int, default=800)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     accelerator = make_accelerator()
@@ -390,6 +419,9 @@ def main(argv=None) -> None:
     if "blip2" in args.only:
         seed_everything("pretrain", "blip2")
         train_blip2(drawn, words, tokens, args.out, args.blip2_steps, accelerator)
+    if "prefixes" in args.only:
+        seed_everything("pretrain", "prefixes")
+        train_prefixes(drawn, tokens, args.out, args.prefix_steps, accelerator)
     for work in args.out.glob("*.work"):
         shutil.rmtree(work)
 
