@@ -27,6 +27,8 @@ from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 
 log = logging.getLogger("cpgr")
 
+ANSWERED = 64  # queries answered together: few enough for a CPU's cache
+
 
 @dataclass
 class TransVGConfig:
@@ -167,7 +169,7 @@ class TransVGGrounder:
     def _run(self, queries: Sequence[Query], attention_layer: int | None, what: str):
         """Network outputs for the queries, in batches, images of a batch encoded once."""
         device = self.accelerator.device
-        for chunk in track(list(batches(list(queries), 256)), what):
+        for chunk in track(list(batches(list(queries), ANSWERED)), what):
             unique = list({q.image.image_id: q.image for q in chunk}.values())
             place = {image.image_id: i for i, image in enumerate(unique)}
             which = torch.tensor([place[q.image.image_id] for q in chunk])
