@@ -81,6 +81,8 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.precision)
+    if accelerator.num_processes > 1:  # the training loop shards its batches, but artefacts are written by every process
+        raise CpgrError("a run takes one process for now; start it with plain python")
     log.info("recipe %s on %s, %s, %d threads", recipe.__name__.rpartition(".")[2], accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
     data = ensure_world(config.data, root / "world") if config.data.format == "scenes" else config.data
     problems = Problems(data.on_bad)

@@ -42,6 +42,8 @@ class TransVGConfig:
         freeze_visual: Keep the visual branch as it is; its output is then computed once an image.
         vocabulary: `extend` adds the training expressions' words that the tokenizer breaks up, `keep` does not.
         warm_start: Go on from the last cycle's weights instead of the pretrained ones.
+        warm_rate: Learning rate of a training that goes on, as a share of the first one's: at the full rate a network
+            that has seen the labels before learns their mistakes by heart.
         loss_l1: Weight of the L1 term (1 as published; 5 suits the pointer head).
         loss_giou: Weight of the GIoU term (1 as published; 2 suits the pointer head).
         weighting: `none`, or `cpl`: each batch's losses weighted by softmax(label weight / 8).
@@ -57,6 +59,7 @@ class TransVGConfig:
     freeze_visual: bool = False
     vocabulary: str = "keep"
     warm_start: bool = False
+    warm_rate: float = 1.0
     loss_l1: float = 1.0
     loss_giou: float = 1.0
     weighting: str = "none"
@@ -152,15 +155,18 @@ class TransVGGrounder:
         rows = [row for row in labels.kept if row.box is not None and clean(row.expression)]
         if not rows:
             raise CpgrError("Grounding has no labels to train on: Refinement kept none (see refined.parquet for the reasons)")
+        training = self.config.training
         if self.network is None or not self.config.warm_start:
             self.build([row.expression for row in rows])
+        else:
+            training = dataclasses.replace(training, learning_rate=training.learning_rate * self.config.warm_rate)
         if self.store is not None:
             self.store.add({row.image_id: images[row.image_id] for row in rows}, "visual features")
         data = _Examples(rows, images, self)
         step = _Step(self.network, self.config)
-        groups = parameter_groups(step, self.config.training, lambda name: "branch." in name or "text_encoder." in name)
+        groups = parameter_groups(step, training, lambda name: "branch." in name or "text_encoder." in name)
         history = train(
-            step, data, data.collate, self.config.training, self.accelerator, seed=torch.initial_seed(),
+            step, data, data.collate, training, self.accelerator, seed=torch.initial_seed(),
             work=work, what="Grounding", groups=groups, validate=validate,
         )  # fmt: skip
         self.network.eval()
