@@ -29,11 +29,7 @@ ESSENTIAL = {
 # Distribution names that give the same module -> module, what it is for, how to get it.
 OPTIONAL = {
     ("onnxruntime", "onnxruntime-gpu"): ("onnxruntime", "detectors in ONNX files", 'pip install "cpgr[onnx]"'),
-    ("triton",): ("triton", "the Triton kernels", 'pip install "triton>=3.7.1"'),
     ("flash-attn",): ("flash_attn", "flash attention in the models", "pip install flash-attn --no-build-isolation"),
-    ("nvidia-dali-cuda130", "nvidia-dali-cuda120"): ("nvidia.dali", "decoding on a GPU", "pip install nvidia-dali-cuda130"),
-    ("simplejpeg",): ("simplejpeg", "faster decoding of JPEG on a CPU", "pip install simplejpeg"),
-    ("ray",): ("ray", "runs on several machines", 'pip install "cpgr[ray]"'),
 }
 
 

@@ -169,7 +169,7 @@ class Blip2Generator:
         if not len(labels.kept):
             return
         texts = [row.expression for row in labels if row.expression_id or row.kept]
-        if self.model is None or not self.config.carry_over:
+        if not (self.fitted and self.config.carry_over):
             self.build(texts)
         self.store.add({i: images[i] for i in labels.by_image()}, "image features")
         data = Groups(labels, self)
