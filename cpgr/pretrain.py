@@ -26,7 +26,7 @@ from .data.scenes.render import render
 from .data.scenes.sample import sample_scene
 from .generation.checkpoints import load_blip2
 from .generation.objectives import Texts, region_losses
-from .generation.region_blip2 import RegionBlip2
+from .generation.region_blip2 import RegionBlip2, clip_pixels
 from .grounding.network import generalized_iou
 from .training import TrainingConfig, make_accelerator, seed_everything, train
 from .vocabulary import BUILTIN
@@ -341,7 +341,7 @@ class _Blip2Step(nn.Module):
     def forward(self, indices: list[int]) -> dict:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         frames = torch.stack([self.drawn[i].image for i in indices])
-        image = self.model.blip2.vision_model(_normalised(frames)).last_hidden_state
+        image = self.model.blip2.vision_model(clip_pixels(frames)).last_hidden_state
         losses = {"distil": self._distil(image, indices)}
         queries = self.model.regions(image, None)
         losses["caption"] = self._language(queries, [captions.caption(self.drawn[i].scene, rng) for i in indices])
@@ -382,12 +382,6 @@ class _Blip2Step(nn.Module):
             span = slice(longest - len(r), longest) if prompt else slice(0, len(r))
             ids[i, span], mask[i, span] = torch.tensor(r), 1
         return ids, mask
-
-
-def _normalised(frames):
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None] * 255
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None] * 255
-    return (frames.float() - mean) / std
 
 
 def main(argv=None) -> None:

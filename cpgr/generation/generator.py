@@ -21,7 +21,7 @@ from ..vocabulary import batches, clean, extend, located
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
 from .objectives import Texts
-from .region_blip2 import RegionBlip2
+from .region_blip2 import RegionBlip2, clip_pixels
 from .settings import GenerationConfig
 from .templates import templates
 
@@ -77,9 +77,7 @@ class Blip2Generator:
     @torch.no_grad()
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Image features [B, S, V] of uint8 frames: once an image, whatever the number of its regions."""
-        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None] * 255
-        std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None] * 255
-        pixels = ((frames.float() - mean) / std).to(self.accelerator.device)
+        pixels = clip_pixels(frames).to(self.accelerator.device)
         stretched = self.store.size != self.model.blip2.config.vision_config.image_size
         with self.accelerator.autocast():
             return self.model.blip2.vision_model(pixels, interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()

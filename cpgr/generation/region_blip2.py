@@ -49,6 +49,13 @@ class CoordinateEmbedding(nn.Module):
         return self.outer(F.gelu(self.inner(boxes)))
 
 
+def clip_pixels(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 RGB frames [B, 3, S, S] normalised by CLIP's mean and deviation, as BLIP-2's image encoder wants them."""
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None] * 255
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None] * 255
+    return (frames.float() - mean) / std
+
+
 class RegionBlip2(nn.Module):
     """The model of the Generation stage: BLIP-2's classes with region queries and the three text objectives.
 
