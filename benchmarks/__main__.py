@@ -1,4 +1,4 @@
-"""Measure the kernels: `python -m benchmarks [--op NAME] [--threads N] [--out DIR]`."""
+"""Measure the kernels: `python -m benchmarks [--op NAME] [--peer NAME] [--threads N] [--out DIR]`."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ def main() -> None:
     """Run the benchmarks that were asked for and print, or write, their tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--op", choices=OPS, action="append", help="one file of benchmarks (default: all)")
+    parser.add_argument("--peer", action="append", help="compare with this peer only (default: all of the case)")
     parser.add_argument("--threads", type=int, default=1, help="threads of every implementation (default: 1)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time a case, about (default: 1)")
     parser.add_argument("--out", type=Path, help="write results.json and results.md into this folder")
@@ -28,7 +29,7 @@ def main() -> None:
     rows = []
     for op in arguments.op or OPS:
         for case in import_module(f".bench_{op}", __package__).cases():
-            rows.append(measure(case, arguments.seconds))
+            rows.append(measure(case, arguments.seconds, arguments.peer))
     setting = machine()
     print(as_markdown(rows, setting))
     if arguments.out:

@@ -10,13 +10,15 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .peers import MissingPeer
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 SHORTEST_SAMPLE = 2e-4  # seconds: shorter calls are timed in groups
@@ -28,9 +30,13 @@ class Case:
 
     op: str
     name: str
-    run: dict[str, Callable[[], Any]]
+    run: dict[str, Callable[[], Any] | MissingPeer]
     agree: Callable[[Any, Any], None]  # raises if two results differ
     floor_bytes: int = 0  # read and written at least
+    floor_flops: int = 0  # floating-point operations at least
+    # Peers that do less or other work (a bare matrix product, attention without a map): timed, not compared.
+    other_work: tuple[str, ...] = ()
+    goals: dict[str, float] = field(default_factory=dict)  # the ratio aimed at, by peer
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,21 +55,32 @@ def agree_closely(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def measure(case: Case, budget: float) -> dict[str, Any]:
-    """Check that all agree, then time them in turn for about `budget` seconds."""
-    results = {name: run() for name, run in case.run.items()}
-    ours, *peers = case.run
-    for peer in peers:
-        case.agree(results[ours], results[peer])
-    del results
+def measure(case: Case, budget: float, only_peers: Collection[str] | None = None) -> dict[str, Any]:
+    """Check that all agree, then time them in turn for about `budget` seconds.
 
-    repeats = {name: _repeats(run) for name, run in case.run.items()}
-    samples: dict[str, list[float]] = {name: [] for name in case.run}
+    `only_peers`: leave out every peer of another name.
+    """
+    ours, *peers = case.run
+    if only_peers:
+        peers = [name for name in peers if name in only_peers]
+    missing = {name: case.run[name].reason for name in peers if isinstance(case.run[name], MissingPeer)}
+    peers = [name for name in peers if name not in missing]
+    runs = {name: case.run[name] for name in (ours, *peers)}
+    result = runs[ours]()
+    for peer in peers:
+        theirs = runs[peer]()
+        if peer not in case.other_work:
+            case.agree(result, theirs)
+        del theirs
+    del result
+
+    repeats = {name: _repeats(run) for name, run in runs.items()}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + budget
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
-        for name, run in case.run.items():
+        for name, run in runs.items():
             samples[name].append(_sample(run, repeats[name]))
     median = {name: statistics.median(times) for name, times in samples.items()}
     return {
@@ -72,7 +89,10 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
         **case.facts,
         "milliseconds": {name: value * 1e3 for name, value in median.items()},
         "ratio": {peer: median[peer] / median[ours] for peer in peers},
+        "goals": case.goals,
+        "missing": missing,
         "gigabytes_per_second": case.floor_bytes / median[ours] / 1e9,
+        "gigaflops_per_second": case.floor_flops / median[ours] / 1e9,
         "rounds": len(samples[ours]),
     }
 

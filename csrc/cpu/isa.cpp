@@ -11,7 +11,8 @@ Isa best_isa() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-        return Isa::avx512;
+        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vpopcntdq") ? Isa::avx512bf16
+                                                                                                 : Isa::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
     return Isa::generic;
@@ -28,6 +29,7 @@ Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::avx512bf16: return "avx512bf16";
         case Isa::avx512: return "avx512";
         case Isa::avx2: return "avx2";
         default: return "generic";

@@ -1,4 +1,5 @@
-// Which instruction set the arithmetic runs on. Every file under simd/ is compiled once per level, into the
+// Which instruction set the arithmetic runs on: generic; avx2 (with FMA); avx512 (F, VL, BW, DQ); avx512bf16, which adds
+// BF16 dot products and VPOPCNTDQ (Zen 4, Sapphire Rapids and later). Every file under simd/ is compiled once per level, into the
 // namespace of that level; the CPU's features choose between them at run time.
 #pragma once
 
@@ -7,7 +8,7 @@
 
 namespace cpgr {
 
-enum class Isa { generic = 0, avx2 = 1, avx512 = 2 };
+enum class Isa { generic, avx2, avx512, avx512bf16 };
 
 Isa current_isa();
 const char* isa_name(Isa isa);
@@ -20,15 +21,17 @@ void use_isa(const std::string& name);
 
 // Declares the same functions in the namespace of each level.
 #ifdef CPGR_X86
-#define CPGR_DECLARE_SIMD(...)          \
+#define CPGR_DECLARE_SIMD(...)        \
     namespace generic { __VA_ARGS__ } \
     namespace avx2 { __VA_ARGS__ }    \
-    namespace avx512 { __VA_ARGS__ }
+    namespace avx512 { __VA_ARGS__ }  \
+    namespace avx512bf16 { __VA_ARGS__ }
 // The function of the current level.
-#define CPGR_SIMD(function)                                          \
-    (::cpgr::current_isa() == ::cpgr::Isa::avx512 ? avx512::function \
-     : ::cpgr::current_isa() == ::cpgr::Isa::avx2 ? avx2::function   \
-                                                  : generic::function)
+#define CPGR_SIMD(function)                                                  \
+    (::cpgr::current_isa() == ::cpgr::Isa::avx512bf16 ? avx512bf16::function \
+     : ::cpgr::current_isa() == ::cpgr::Isa::avx512   ? avx512::function     \
+     : ::cpgr::current_isa() == ::cpgr::Isa::avx2     ? avx2::function       \
+                                                      : generic::function)
 #else
 #define CPGR_DECLARE_SIMD(...) namespace generic { __VA_ARGS__ }
 #define CPGR_SIMD(function) (generic::function)

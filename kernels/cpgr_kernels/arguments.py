@@ -41,11 +41,12 @@ def check_length(op: str, name: str, values: Tensor, length: int) -> None:
         raise ValueError(f"{op}: {name} must be [N] with one entry a box, N = {length}, got {list(values.shape)}")
 
 
-def check_device(op: str, boxes: Tensor, **others: Tensor) -> None:
-    """Everything where the boxes are."""
-    for name, other in others.items():
-        if other.device != boxes.device:
-            raise ValueError(f"{op}: {name} is on {other.device} and the boxes are on {boxes.device}")
+def check_device(op: str, **tensors: Tensor | None) -> None:
+    """All on the device of the first; None is nowhere."""
+    (first, home), *others = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, other in others:
+        if other.device != home.device:
+            raise ValueError(f"{op}: {name} is on {other.device} and {first} is on {home.device}")
 
 
 def plain(values: Tensor) -> Tensor:

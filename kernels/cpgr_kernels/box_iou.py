@@ -51,7 +51,7 @@ def _check(boxes1: Tensor, boxes2: Tensor, pairwise: bool) -> torch.Size:
     """Check the arguments of the op and return the shape of the result."""
     check_boxes("box_iou", "boxes1", boxes1)
     check_boxes("box_iou", "boxes2", boxes2)
-    check_device("box_iou", boxes1, boxes2=boxes2)
+    check_device("box_iou", boxes1=boxes1, boxes2=boxes2)
     kept = 2 if pairwise else 1
     leading = boxes1.shape[:-kept]
     if boxes1.dim() < kept or boxes2.dim() < kept or leading != boxes2.shape[:-kept]:

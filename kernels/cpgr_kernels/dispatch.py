@@ -21,14 +21,16 @@ class BackendError(RuntimeError):
 
 
 class Backend(NamedTuple):
-    device: str | None  # the type of device it runs on; None: any
-    why_not: Callable[[], str | None]  # None if it can run here
+    devices: tuple[str, ...] | None  # the types of device it runs on; None: any
+    why_not: Callable[[str], str | None]  # None if it can run on this type of device
 
 
 BACKENDS = {
-    "cpp": Backend("cpu", native.why_no_cpp),
-    "cuda": Backend("cuda", native.why_no_cuda),
-    "reference": Backend(None, lambda: None),
+    "cpp": Backend(("cpu",), lambda device: native.why_no_cpp()),
+    "cuda": Backend(("cuda",), lambda device: native.why_no_cuda()),
+    # On CPU tensors only in its interpreter, for tests.
+    "triton": Backend(("cuda", "cpu") if native.triton_interprets() else ("cuda",), native.why_no_triton),
+    "reference": Backend(None, lambda device: None),
 }
 
 # Tensors on other devices (mps, xpu) work too, by the reference.
@@ -84,14 +86,14 @@ def refresh() -> None:
 
 
 def _candidates(op: str, device: str) -> list[str]:
-    return [name for name in _implementations[op] if BACKENDS[name].device in (None, device)]
+    return [name for name in _implementations[op] if BACKENDS[name].devices is None or device in BACKENDS[name].devices]
 
 
 def _why_not(backend: str, device: str) -> str | None:
-    wanted = BACKENDS[backend].device
-    if wanted not in (None, device):
-        return f"it runs on {wanted} tensors and these are on {device}; move them there"
-    return BACKENDS[backend].why_not()
+    wanted = BACKENDS[backend].devices
+    if wanted is not None and device not in wanted:
+        return f"it runs on {wanted[0]} tensors and these are on {device}; move them there"
+    return BACKENDS[backend].why_not(device)
 
 
 def _chosen_or_error(op: str, device: str) -> tuple[str | None, str]:

@@ -1,8 +1,9 @@
-"""The two compiled modules: loaded at their first use, with the reason kept where one cannot be."""
+"""The two compiled modules, loaded at their first use, and Triton: with the reason kept where one cannot run."""
 
 import os
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -60,6 +61,26 @@ def why_no_cuda() -> str | None:
     """None if the CUDA kernels can run."""
     if reason := cuda()[1] or why_no_cuda_device():
         return reason
+    return _too_old()
+
+
+def triton_interprets() -> bool:
+    """True if TRITON_INTERPRET=1, which Triton reads once, when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_no_triton(device: str) -> str | None:
+    """None if the Triton kernels can run on this type of device."""
+    if find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`"
+    if device != "cuda":
+        return None if triton_interprets() else "Triton runs on CPU tensors in its interpreter only: TRITON_INTERPRET=1"
+    if reason := why_no_cuda_device():
+        return reason
+    return _too_old()
+
+
+def _too_old() -> str | None:
     oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
     return f"a GPU of compute capability 8.0 or later is needed, found {oldest}" if oldest < (8, 0) else None
 

@@ -46,10 +46,10 @@ def _check(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None = None) -
     check_boxes(op, "boxes", boxes, dims=2)
     check_length(op, "scores", scores, boxes.shape[0])
     check_numbers(op, "scores", scores)
-    check_device(op, boxes, scores=scores)
+    check_device(op, boxes=boxes, scores=scores)
     if idxs is not None:
         check_length(op, "idxs", idxs, boxes.shape[0])
-        check_device(op, boxes, idxs=idxs)
+        check_device(op, boxes=boxes, idxs=idxs)
         if idxs.is_floating_point() or idxs.is_complex():
             raise TypeError(f"{op}: idxs must be integers, got {idxs.dtype}")
 

@@ -5,7 +5,7 @@ import torch
 
 from cpgr_kernels import dispatch, native
 
-LEVELS = ("generic", "avx2", "avx512")
+LEVELS = ("generic", "avx2", "avx512", "avx512bf16")
 
 
 @pytest.fixture(params=LEVELS)

@@ -1,15 +1,8 @@
-// cpgr_kernels._C: the CPU kernels on raw addresses. Nothing is checked here: the Python operators check shapes, types
-// and devices and hand over contiguous memory. `wide` says double, else float.
-#include <pybind11/stl.h>
+#include "../../cpu/box_iou.h"
 
-#include "../cpu/box_iou.h"
-#include "../cpu/isa.h"
-#include "../cpu/nms.h"
-#include "common.h"
+#include "../common.h"
 
-namespace {
-
-using namespace cpgr;
+namespace cpgr::cpu_bindings {
 
 void bind_box_iou(pybind11::module_& m) {
     m.def("box_iou", [](bool wide, Address boxes1, Address boxes2, int64_t batch, int64_t rows, int64_t count,
@@ -43,36 +36,4 @@ void bind_box_iou(pybind11::module_& m) {
     }, NoGil());
 }
 
-void bind_nms(pybind11::module_& m) {
-    // `idxs` 0: all boxes are of one class.
-    m.def("nms", [](bool wide_boxes, bool wide_scores, Address boxes, Address scores, Address idxs, int64_t count,
-                    double iou_threshold, Address keep) {
-        return with_type(wide_boxes, [&](auto zero) {
-            using T = decltype(zero);
-            return with_type(wide_scores, [&](auto score) {
-                using S = decltype(score);
-                return nms<T, S>(at<T>(boxes), at<S>(scores), at<int64_t>(idxs), count, iou_threshold,
-                                 at<int64_t>(keep));
-            });
-        });
-    }, NoGil());
-}
-
-}  // namespace
-
-PYBIND11_MODULE(_C, m) {
-    m.attr("version") = CPGR_VERSION;
-    m.attr("compiler") = CPGR_COMPILER;
-    m.attr("cuda_status") = CPGR_CUDA_STATUS;
-#ifdef _OPENMP
-    m.attr("openmp") = true;
-#else
-    m.attr("openmp") = false;
-#endif
-    m.def("isa", [] { return isa_name(current_isa()); });
-    m.def("supported_isas", &supported_isas);
-    m.def("use_isa", &use_isa);
-
-    bind_box_iou(m);
-    bind_nms(m);
-}
+}  // namespace cpgr::cpu_bindings

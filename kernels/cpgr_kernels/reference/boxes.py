@@ -1,15 +1,9 @@
-"""What each op means, in plain torch: the truth of the tests and the fallback where no kernel runs.
-
-float64 stays float64; every other type is computed in float32. Boxes are x1, y1, x2, y2.
-"""
+"""Boxes x1, y1, x2, y2."""
 
 import torch
 from torch import Tensor
 
-
-def upcast(boxes: Tensor) -> Tensor:
-    """float64 as it is, anything else as float32."""
-    return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
+from .precision import upcast
 
 
 def box_area(boxes: Tensor) -> Tensor:

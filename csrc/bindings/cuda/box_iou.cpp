@@ -1,12 +1,8 @@
-// cpgr_kernels._cuda: the CUDA kernels on raw addresses, a device index and a stream as an integer. It imports without
-// a driver. Nothing is checked here: the Python operators do, and they allocate every buffer.
-#include "../cuda/box_iou.h"
-#include "../cuda/nms.h"
-#include "common.h"
+#include "../../cuda/box_iou.h"
 
-namespace {
+#include "../common.h"
 
-using namespace cpgr;
+namespace cpgr::cuda_bindings {
 
 void bind_box_iou(pybind11::module_& m) {
     m.def("box_iou", [](bool wide, Address boxes1, Address boxes2, int64_t batch, int64_t rows, int64_t count,
@@ -41,26 +37,4 @@ void bind_box_iou(pybind11::module_& m) {
     }, NoGil());
 }
 
-void bind_nms(pybind11::module_& m) {
-    m.def("nms_words", &cuda::nms_words);
-    // `idxs` 0: all boxes are of one class.
-    m.def("nms", [](bool wide, Address boxes, Address order, Address idxs, int64_t count, double iou_threshold,
-                    Address scratch, Address keep, Address kept, int device, Address stream) {
-        with_type(wide, [&](auto zero) {
-            using T = decltype(zero);
-            cuda::nms<T>(at<T>(boxes), at<int64_t>(order), at<int64_t>(idxs), count, iou_threshold,
-                         at<uint64_t>(scratch), at<int64_t>(keep), at<int64_t>(kept), {device, stream});
-        });
-    }, NoGil());
-}
-
-}  // namespace
-
-PYBIND11_MODULE(_cuda, m) {
-    m.attr("version") = CPGR_VERSION;
-    m.attr("toolkit") = CPGR_CUDA_TOOLKIT;
-    m.attr("architectures") = CPGR_CUDA_ARCHITECTURES;
-
-    bind_box_iou(m);
-    bind_nms(m);
-}
+}  // namespace cpgr::cuda_bindings
