@@ -1,4 +1,7 @@
-"""Measure the kernels: `python -m benchmarks [--op NAME] [--peer NAME] [--threads N] [--out DIR]`."""
+"""Measure the kernels: `python -m benchmarks [--op NAME] [--peer NAME] [--threads N] [--device cpu|cuda] [--out DIR]`.
+
+The peers are listed in benchmarks/requirements.txt; one that is missing is a row that says so.
+"""
 
 import argparse
 import os
@@ -6,34 +9,38 @@ from importlib import import_module
 from pathlib import Path
 
 OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 def main() -> None:
     """Run the benchmarks that were asked for and print, or write, their tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    description, *_ = __doc__.splitlines()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
     parser.add_argument("--op", choices=OPS, action="append", help="one file of benchmarks (default: all)")
     parser.add_argument("--peer", action="append", help="compare with this peer only (default: all of the case)")
     parser.add_argument("--threads", type=int, default=1, help="threads of every implementation (default: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where tensors live (default: cpu)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time a case, about (default: 1)")
-    parser.add_argument("--out", type=Path, help="write results.json and results.md into this folder")
+    parser.add_argument("--out", type=Path, help="write <machine>.json and <machine>.md into this folder")
     arguments = parser.parse_args()
 
     # Thread pools read these when they are loaded, so they are set before torch is imported.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
     import torch
 
-    from .harness import as_markdown, machine, measure, write
+    from .harness import measure
+    from .roofline import roofline
+    from .tables import as_markdown, machine, write
 
     torch.set_num_threads(arguments.threads)
+    setting, reached = machine(arguments.device), roofline(arguments.device)
     rows = []
     for op in arguments.op or OPS:
-        for case in import_module(f".bench_{op}", __package__).cases():
-            rows.append(measure(case, arguments.seconds, arguments.peer))
-    setting = machine()
-    print(as_markdown(rows, setting))
+        for case in import_module(f".bench_{op}", __package__).cases(arguments.device):
+            rows.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
+    print(as_markdown(rows, setting, reached))
     if arguments.out:
-        write(arguments.out, rows, setting)
+        print(write(arguments.out, rows, setting, reached))
 
 
 if __name__ == "__main__":

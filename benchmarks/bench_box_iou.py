@@ -13,7 +13,7 @@ from .harness import Case, against_reference, agree_closely, agree_exactly
 SIZES = ((100, 100), (1000, 1000), (10000, 1000))
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str) -> Iterator[Case]:
     """Pairwise by size, then element by element, then forward and backward."""
     for rows, columns in SIZES:
         boxes1, boxes2 = spread_boxes(rows, seed=1), spread_boxes(columns, seed=2)

@@ -15,7 +15,7 @@ SIZES = (100, 1000, 3549)
 CLASSES = 80
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str) -> Iterator[Case]:
     """By size and crowding, then with 80 classes."""
     for count in SIZES:
         for kind, make in (("spread", spread_boxes), ("crowded", crowded_boxes)):

@@ -1,27 +1,23 @@
-"""Timing and tables, shared by every `bench_<op>.py`.
+"""Cases and how they are measured, shared by every `bench_<op>.py`.
 
 A module `bench_<op>` offers `cases()`: problems, each with the implementations that solve it. The first is ours, the
 others are its peers. They must agree before anything is timed. Runs are interleaved (ours, peer, ours, peer, ...), so
 that a machine that slows down slows all of them, and the figure is the ratio of medians.
 """
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .peers import MissingPeer
+from .timing import Clock, peak_bytes
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-SHORTEST_SAMPLE = 2e-4  # seconds: shorter calls are timed in groups
 
 
 @dataclass
@@ -55,11 +51,14 @@ def agree_closely(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def measure(case: Case, budget: float, only_peers: Collection[str] | None = None) -> dict[str, Any]:
+def measure(
+    case: Case, budget: float, only_peers: Collection[str] | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Check that all agree, then time them in turn for about `budget` seconds.
 
     `only_peers`: leave out every peer of another name.
     """
+    clock = Clock(device)
     ours, *peers = case.run
     if only_peers:
         peers = [name for name in peers if name in only_peers]
@@ -74,14 +73,15 @@ def measure(case: Case, budget: float, only_peers: Collection[str] | None = None
         del theirs
     del result
 
-    repeats = {name: _repeats(run) for name, run in runs.items()}
+    peaks = {name: peak_bytes(run, device) for name, run in runs.items()}
+    repeats = {name: clock.repeats(run) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + budget
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
         for name, run in runs.items():
-            samples[name].append(_sample(run, repeats[name]))
+            samples[name].append(clock.sample(run, repeats[name]))
     median = {name: statistics.median(times) for name, times in samples.items()}
     return {
         "op": case.op,
@@ -90,66 +90,9 @@ def measure(case: Case, budget: float, only_peers: Collection[str] | None = None
         "milliseconds": {name: value * 1e3 for name, value in median.items()},
         "ratio": {peer: median[peer] / median[ours] for peer in peers},
         "goals": case.goals,
+        "peak_bytes": peaks,
         "missing": missing,
         "gigabytes_per_second": case.floor_bytes / median[ours] / 1e9,
         "gigaflops_per_second": case.floor_flops / median[ours] / 1e9,
         "rounds": len(samples[ours]),
     }
-
-
-def _sample(run: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
-
-
-def _repeats(run: Callable[[], Any]) -> int:
-    return max(1, int(SHORTEST_SAMPLE / max(_sample(run, 1), 1e-7)))
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    from cpgr_kernels import build_info
-
-    return {
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "isa": build_info()["cpu"].get("isa", "no C++ kernels"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def as_markdown(rows: list[dict[str, Any]], setting: dict[str, Any]) -> str:
-    """A table of all rows; milliseconds are medians."""
-    facts = ", ".join(f"{name} {value:.1f}" if name == "load" else f"{name} {value}" for name, value in setting.items())
-    lines = [f"Medians in ms, runs interleaved. {facts}", ""]
-    lines += ["| op | case | ours | GB/s | peer | peer ms | ratio |", "|---|---|---|---|---|---|---|"]
-    lines += list(_table_rows(rows))
-    return "\n".join(lines) + "\n"
-
-
-def _table_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
-    for row in rows:
-        ours = next(iter(row["milliseconds"]))
-        for peer, ratio in row["ratio"].items():
-            yield (
-                f"| {row['op']} | {row['case']} | {row['milliseconds'][ours]:.4f} | {row['gigabytes_per_second']:.2f} "
-                f"| {peer} | {row['milliseconds'][peer]:.4f} | {ratio:.1f}x |"
-            )
-
-
-def write(folder: Path, rows: list[dict[str, Any]], setting: dict[str, Any]) -> None:
-    """`results.json` and `results.md`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"machine": setting, "rows": rows}, indent=1) + "\n")
-    (folder / "results.md").write_text(as_markdown(rows, setting))
