@@ -20,7 +20,7 @@ def _runs():
 def pytest_generate_tests(metafunc):
     """Make the problems when the tests are collected, and only then."""
     if "run" in metafunc.fixturenames:
-        metafunc.parametrize("run", _runs())
+        metafunc.parametrize("run", list(_runs()))
 
 
 def test_speed(benchmark, run):

@@ -13,6 +13,7 @@ import pytest
 from cpgr_kernels import build_info, native
 
 ROOT = Path(__file__).parents[2]
+MOST_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
 CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
@@ -40,13 +41,16 @@ def test_the_cuda_module_imports_without_a_driver():
 def test_cuda_kernels_compile_without_spills(source, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("no nvcc on PATH")
-    flags = ["-std=c++17", "-O3", "--fmad=false", "-gencode=arch=compute_90,code=sm_90", "-Xptxas=-v"]
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas=-v", "-gencode=arch=compute_80,code=sm_80"]
+    flags += ["-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     command = ["nvcc", *flags, "-c", str(source), "-o", str(tmp_path / "kernel.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     report = done.stdout + done.stderr
     assert done.returncode == 0, report
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
     assert spills and set(spills) == {"0"}, report
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
+    assert len(registers) * 2 == len(spills) and max(registers) <= MOST_REGISTERS, report
 
 
 def configure(folder, *options, **environment):
