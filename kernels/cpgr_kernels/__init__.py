@@ -18,18 +18,18 @@ export. Importing this package needs torch alone.
 
 from . import reference
 from .box_iou import box_iou
-#from .box_match import BoxMatch, box_match
+from .box_match import BoxMatch, box_match
 from .dispatch import backends
 from .generalized_box_iou import generalized_box_iou
 from .native import build_info
 from .nms import batched_nms, nms
 
 __all__ = [
-    #"BoxMatch",
+    "BoxMatch",
     "backends",
     "batched_nms",
     "box_iou",
-    #"box_match",
+    "box_match",
     "build_info",
     "generalized_box_iou",
     "nms",
