@@ -20,12 +20,8 @@ class Overlap:
 
     def __init__(self, name: str, value: Callable, gradient: Callable, option: str | None = None):
         self.name, self.gradient, self.options = name, gradient, 0 if option is None else 1
-        dispatch.register(
-            name, cpp=self._cpp, cuda=self._cuda, reference=lambda out, *args: _placed(value(*args), out)
-        )
-        dispatch.register(
-            f"{name}_backward", cpp=self._cpp_backward, cuda=self._cuda_backward, reference=gradient
-        )
+        dispatch.register(name, cpp=self._cpp, cuda=self._cuda, reference=lambda out, *args: _placed(value(*args), out))
+        dispatch.register(f"{name}_backward", cpp=self._cpp_backward, cuda=self._cuda_backward, reference=gradient)
         options = f", float {option}" if option else ""
         boxes, backend = "Tensor boxes1, Tensor boxes2, bool pairwise" + options, "str? backend=None"
         self.backward_op = define(

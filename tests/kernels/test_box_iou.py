@@ -10,9 +10,7 @@ from cpgr_kernels import box_iou, reference
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAN, INF = float("nan"), float("inf")
-coordinates = st.one_of(
-    st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF])
-)
+coordinates = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF]))
 box_lists = st.lists(st.tuples(*[coordinates] * 4), max_size=20)
 
 

@@ -1,5 +1,7 @@
 """box_match: the maxima of the IoU matrix both ways, ties, NaN, and the gradient of the matched pairs alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def by_hand(boxes1, boxes2):
     """Loops over the IoU matrix: the first of the best that are no NaN."""
 
     def best(row):
-        known = [(value, -k) for k, value in enumerate(row.tolist()) if value == value]
+        known = [(value, -k) for k, value in enumerate(row.tolist()) if not math.isnan(value)]
         value, place = max(known, default=(0.0, 1))
         return value, -place
 
@@ -52,7 +54,10 @@ def test_fuzz(isa, first, second, dtype):
 @pytest.mark.parametrize("grid", [None, 25.0])
 def test_sizes_around_registers_and_tiles(isa, make_boxes, rows, columns, dtype, grid):
     # A coarse grid has many equal IoUs: the lowest index must win.
-    boxes1, boxes2 = make_boxes(rows, seed=1, dtype=dtype, grid=grid), make_boxes(columns, seed=2, dtype=dtype, grid=grid)
+    boxes1, boxes2 = (
+        make_boxes(rows, seed=1, dtype=dtype, grid=grid),
+        make_boxes(columns, seed=2, dtype=dtype, grid=grid),
+    )
     same(box_match(boxes1, boxes2, backend="cpp"), reference.box_match(boxes1, boxes2))
 
 

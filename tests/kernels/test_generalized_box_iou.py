@@ -10,9 +10,7 @@ from cpgr_kernels import generalized_box_iou, reference
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAN, INF = float("nan"), float("inf")
-coordinates = st.one_of(
-    st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF])
-)
+coordinates = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF]))
 box_lists = st.lists(st.tuples(*[coordinates] * 4), max_size=20)
 
 
@@ -86,7 +84,13 @@ def test_degenerate_boxes():
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_eps_makes_value_and_gradient_finite(isa, backend, pairwise):
-    some = [[1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 1.0], [0.0, 0.0, 1e-30, 2.0], [1.5, 1.0, 0.5, 2.0], [0.0, 0.0, 2.0, 2.0]]
+    some = [
+        [1.0, 1.0, 1.0, 1.0],
+        [0.0, 1.0, 2.0, 1.0],
+        [0.0, 0.0, 1e-30, 2.0],
+        [1.5, 1.0, 0.5, 2.0],
+        [0.0, 0.0, 2.0, 2.0],
+    ]
     boxes1 = torch.tensor(some).repeat_interleave(5, 0).requires_grad_()
     boxes2 = torch.tensor(some).repeat(5, 1).requires_grad_()
     values = generalized_box_iou(boxes1, boxes2, pairwise=pairwise, eps=1e-7, backend=backend)
