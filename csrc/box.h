@@ -20,14 +20,23 @@ struct Box {
     T x1, y1, x2, y2;
 };
 
+// On a GPU by the instruction for it, which ignores NaN; a comparison and a choice would be two.
 template <class T>
 CPGR_INLINE T larger(T a, T b) {
+#ifdef __CUDA_ARCH__
+    return fmax(a, b);
+#else
     return a > b ? a : b;
+#endif
 }
 
 template <class T>
 CPGR_INLINE T smaller(T a, T b) {
+#ifdef __CUDA_ARCH__
+    return fmin(a, b);
+#else
     return a < b ? a : b;
+#endif
 }
 
 template <class T>

@@ -1,23 +1,12 @@
 #include "../../cpu/box_iou.h"
 
-#include <limits>
 #include <string>
 
 #include "../common.h"
+#include "../measure.h"
 
 namespace cpgr::cpu_bindings {
 namespace {
-
-template <class T>
-Iou<T> measure_of(T) {
-    return {};
-}
-
-// `eps` 0: no floor.
-template <class T>
-GeneralizedIou<T> measure_of(T, double eps) {
-    return {eps > 0 ? static_cast<T>(eps) : -std::numeric_limits<T>::infinity()};
-}
 
 // The four functions of one measure; `Options` are what the measure takes.
 template <class... Options>
