@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpgr_kernels import generalized_box_iou
+
 from .data.proposals.tiny_detector import TinyDetector, TinyDetectorConfig
 from .data.scenes import captions, grammar, vocabulary
 from .data.scenes.render import render
@@ -27,7 +29,7 @@ from .data.scenes.sample import sample_scene
 from .generation.checkpoints import load_blip2
 from .generation.objectives import Texts, region_losses
 from .generation.region_blip2 import RegionBlip2, clip_pixels
-from .grounding.network import generalized_iou
+from .grounding.network import LEAST_AREA
 from .training import TrainingConfig, make_accelerator, seed_everything, train
 from .vocabulary import BUILTIN
 
@@ -116,7 +118,7 @@ class _DetectorStep(nn.Module):
             )
             classes.append(named[owner])
         at, cell, target, named = torch.cat(rows), torch.cat(cells), torch.cat(targets), torch.cat(classes)
-        giou = generalized_iou(boxes[at, cell], target)
+        giou = generalized_box_iou(boxes[at, cell], target, pairwise=False, eps=LEAST_AREA)
         quality = torch.zeros_like(score, dtype=torch.float32)
         quality[at, cell] = giou.detach().clamp(min=0)
         focus = torch.where(quality > 0, quality, 0.75 * score.detach().float().sigmoid() ** 2)

@@ -14,9 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpgr_kernels import generalized_box_iou
+
 from ..data.proposals.tiny_detector import box_head, read_boxes
 from ..regions import cxcywh_to_xyxy
 from .attention import Attention, CrossAttention
+
+# Of a frame whose sides are 1: a predicted box without area still has a finite loss and gradient.
+LEAST_AREA = 1e-7
 
 
 @dataclass
@@ -192,20 +197,7 @@ def box_loss(boxes: torch.Tensor, targets: torch.Tensor, l1: float, giou: float)
     from ..regions import xyxy_to_cxcywh
 
     distance = (xyxy_to_cxcywh(boxes) - xyxy_to_cxcywh(targets)).abs().sum(-1)
-    return l1 * distance + giou * (1 - generalized_iou(boxes, targets))
-
-
-def generalized_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Elementwise generalised IoU of corners [..., 4] (Rezatofighi et al., CVPR 2019)."""
-    ax1, ay1, ax2, ay2 = a.unbind(-1)
-    bx1, by1, bx2, by2 = b.unbind(-1)
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    inter = width * height
-    union = (ax2 - ax1).clamp(min=0) * (ay2 - ay1).clamp(min=0) + (bx2 - bx1) * (by2 - by1) - inter
-    hull = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)) * (torch.maximum(ay2, by2) - torch.minimum(ay1, by1))
-    tiny = torch.finfo(a.dtype).tiny
-    return inter / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    return l1 * distance + giou * (1 - generalized_box_iou(boxes, targets, pairwise=False, eps=LEAST_AREA))
 
 
 def pointer_loss(output: dict, targets: torch.Tensor, l1: float = 5.0, giou: float = 2.0) -> torch.Tensor:

@@ -1,6 +1,6 @@
 #include "box_iou.h"
 
-#include "../box.h"
+#include "box_access.h"
 
 namespace cpgr::cuda {
 namespace {
@@ -9,24 +9,10 @@ constexpr int kThreads = 256;
 constexpr int kTileRows = 16;
 constexpr int kWarp = 32;
 
-// Scalar loads: a slice of a tensor need not be aligned to a whole box.
-template <class T>
-__device__ __forceinline__ Box<T> box_at(const T* __restrict__ boxes, int64_t i) {
-    return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
-}
-
-template <class T>
-__device__ __forceinline__ void put_box(T* boxes, int64_t i, const Box<T>& box) {
-    boxes[4 * i] = box.x1;
-    boxes[4 * i + 1] = box.y1;
-    boxes[4 * i + 2] = box.x2;
-    boxes[4 * i + 3] = box.y2;
-}
-
 // A thread holds one column's box and walks down a tile of rows; neighbouring threads write neighbouring cells.
-template <class T>
-__global__ void iou_tiles(const T* __restrict__ boxes1, const T* __restrict__ boxes2, int64_t batch, int64_t rows,
-                          int64_t count, T* __restrict__ out) {
+template <class Measure, class T>
+__global__ void measure_tiles(Measure measure, const T* __restrict__ boxes1, const T* __restrict__ boxes2,
+                              int64_t batch, int64_t rows, int64_t count, T* __restrict__ out) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
     if (column >= count) return;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -37,18 +23,18 @@ __global__ void iou_tiles(const T* __restrict__ boxes1, const T* __restrict__ bo
         const T other_area = area_of(other);
         for (int64_t row = image * rows + first; row < image * rows + last; ++row) {
             const Box<T> box = box_at(boxes1, row);
-            out[row * count + column] = iou_of(box, area_of(box), other, other_area);
+            out[row * count + column] = measure.value(box, area_of(box), other, other_area);
         }
     }
 }
 
-template <class T>
-__global__ void iou_each(const T* __restrict__ boxes1, const T* __restrict__ boxes2, int64_t count,
-                         T* __restrict__ out) {
+template <class Measure, class T>
+__global__ void measure_each(Measure measure, const T* __restrict__ boxes1, const T* __restrict__ boxes2,
+                             int64_t count, T* __restrict__ out) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < count; k += stride) {
         const Box<T> a = box_at(boxes1, k), b = box_at(boxes2, k);
-        out[k] = iou_of(a, area_of(a), b, area_of(b));
+        out[k] = measure.value(a, area_of(a), b, area_of(b));
     }
 }
 
@@ -60,10 +46,10 @@ __device__ __forceinline__ T warp_sum(T value) {
 
 // One warp sums the gradient of one box over all its partners, in a fixed order. The gradient matrix is read through
 // strides, so that the same kernel serves its rows and its columns.
-template <class T>
-__global__ void iou_gradient_rows(const T* __restrict__ grad, int64_t row_stride, int64_t column_stride,
-                                  const T* __restrict__ boxes, const T* __restrict__ others, int64_t batch,
-                                  int64_t rows, int64_t count, T* __restrict__ grad_boxes) {
+template <class Measure, class T>
+__global__ void gradient_rows(Measure measure, const T* __restrict__ grad, int64_t row_stride, int64_t column_stride,
+                              const T* __restrict__ boxes, const T* __restrict__ others, int64_t batch, int64_t rows,
+                              int64_t count, T* __restrict__ grad_boxes) {
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
     const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -74,7 +60,8 @@ __global__ void iou_gradient_rows(const T* __restrict__ grad, int64_t row_stride
         Box<T> sum = {T(0), T(0), T(0), T(0)};
         for (int64_t column = lane; column < count; column += kWarp) {
             Box<T> to_box, to_other;
-            iou_gradient(box, box_at(others, image * count + column), cells[column * column_stride], to_box, to_other);
+            measure.gradient(box, box_at(others, image * count + column), cells[column * column_stride], to_box,
+                             to_other);
             sum.x1 += to_box.x1;
             sum.y1 += to_box.y1;
             sum.x2 += to_box.x2;
@@ -85,14 +72,14 @@ __global__ void iou_gradient_rows(const T* __restrict__ grad, int64_t row_stride
     }
 }
 
-template <class T>
-__global__ void iou_gradient_each(const T* __restrict__ grad, const T* __restrict__ boxes1,
-                                  const T* __restrict__ boxes2, int64_t count, T* __restrict__ grad1,
-                                  T* __restrict__ grad2) {
+template <class Measure, class T>
+__global__ void gradient_each(Measure measure, const T* __restrict__ grad, const T* __restrict__ boxes1,
+                              const T* __restrict__ boxes2, int64_t count, T* __restrict__ grad1,
+                              T* __restrict__ grad2) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < count; k += stride) {
         Box<T> to_first, to_second;
-        iou_gradient(box_at(boxes1, k), box_at(boxes2, k), grad[k], to_first, to_second);
+        measure.gradient(box_at(boxes1, k), box_at(boxes2, k), grad[k], to_first, to_second);
         put_box(grad1, k, to_first);
         put_box(grad2, k, to_second);
     }
@@ -100,55 +87,58 @@ __global__ void iou_gradient_each(const T* __restrict__ grad, const T* __restric
 
 }  // namespace
 
-template <class T>
-void box_iou(const T* boxes1, const T* boxes2, int64_t batch, int64_t rows, int64_t count, T* out, Place place) {
+template <class Measure, class T>
+void box_iou(Measure measure, const T* boxes1, const T* boxes2, int64_t batch, int64_t rows, int64_t count, T* out, Place place) {
     if (batch * rows * count == 0) return;
     const cudaStream_t stream = enter(place, "box_iou");
     const dim3 grid(static_cast<unsigned>(ceil_div(count, kThreads)), grid_size(batch * ceil_div(rows, kTileRows)));
-    iou_tiles<T><<<grid, kThreads, 0, stream>>>(boxes1, boxes2, batch, rows, count, out);
+    measure_tiles<<<grid, kThreads, 0, stream>>>(measure, boxes1, boxes2, batch, rows, count, out);
     check(cudaGetLastError(), "box_iou");
 }
 
-template <class T>
-void box_iou_pairs(const T* boxes1, const T* boxes2, int64_t count, T* out, Place place) {
+template <class Measure, class T>
+void box_iou_pairs(Measure measure, const T* boxes1, const T* boxes2, int64_t count, T* out, Place place) {
     if (count == 0) return;
     const cudaStream_t stream = enter(place, "box_iou");
-    iou_each<T><<<grid_size(ceil_div(count, kThreads)), kThreads, 0, stream>>>(boxes1, boxes2, count, out);
+    measure_each<<<grid_size(ceil_div(count, kThreads)), kThreads, 0, stream>>>(measure, boxes1, boxes2, count, out);
     check(cudaGetLastError(), "box_iou");
 }
 
-template <class T>
-void box_iou_backward(const T* grad, const T* boxes1, const T* boxes2, int64_t batch, int64_t rows, int64_t count,
+template <class Measure, class T>
+void box_iou_backward(Measure measure, const T* grad, const T* boxes1, const T* boxes2, int64_t batch, int64_t rows, int64_t count,
                       T* grad1, T* grad2, Place place) {
     const cudaStream_t stream = enter(place, "box_iou_backward");
     const auto launch = [&](int64_t row_stride, int64_t column_stride, const T* boxes, const T* others, int64_t own,
                             int64_t partners, T* out) {
         if (batch * own == 0) return;
         const unsigned grid = grid_size(ceil_div(batch * own, kThreads / kWarp));
-        iou_gradient_rows<T><<<grid, kThreads, 0, stream>>>(grad, row_stride, column_stride, boxes, others, batch, own,
-                                                            partners, out);
+        gradient_rows<<<grid, kThreads, 0, stream>>>(measure, grad, row_stride, column_stride, boxes, others, batch,
+                                                     own, partners, out);
         check(cudaGetLastError(), "box_iou_backward");
     };
     launch(count, 1, boxes1, boxes2, rows, count, grad1);
     launch(1, count, boxes2, boxes1, count, rows, grad2);
 }
 
-template <class T>
-void box_iou_pairs_backward(const T* grad, const T* boxes1, const T* boxes2, int64_t count, T* grad1, T* grad2,
+template <class Measure, class T>
+void box_iou_pairs_backward(Measure measure, const T* grad, const T* boxes1, const T* boxes2, int64_t count, T* grad1, T* grad2,
                             Place place) {
     if (count == 0) return;
     const cudaStream_t stream = enter(place, "box_iou_backward");
-    iou_gradient_each<T><<<grid_size(ceil_div(count, kThreads)), kThreads, 0, stream>>>(grad, boxes1, boxes2, count,
-                                                                                         grad1, grad2);
+    gradient_each<<<grid_size(ceil_div(count, kThreads)), kThreads, 0, stream>>>(measure, grad, boxes1, boxes2, count,
+                                                                                 grad1, grad2);
     check(cudaGetLastError(), "box_iou_backward");
 }
 
-#define CPGR_INSTANTIATE(T)                                                                                          \
-    template void box_iou<T>(const T*, const T*, int64_t, int64_t, int64_t, T*, Place);                              \
-    template void box_iou_pairs<T>(const T*, const T*, int64_t, T*, Place);                                          \
-    template void box_iou_backward<T>(const T*, const T*, const T*, int64_t, int64_t, int64_t, T*, T*, Place);       \
-    template void box_iou_pairs_backward<T>(const T*, const T*, const T*, int64_t, T*, T*, Place);
-CPGR_INSTANTIATE(float)
-CPGR_INSTANTIATE(double)
+#define CPGR_INSTANTIATE(Measure, T)                                                                                 \
+    template void box_iou<Measure, T>(Measure, const T*, const T*, int64_t, int64_t, int64_t, T*, Place);            \
+    template void box_iou_pairs<Measure, T>(Measure, const T*, const T*, int64_t, T*, Place);                        \
+    template void box_iou_backward<Measure, T>(Measure, const T*, const T*, const T*, int64_t, int64_t, int64_t, T*, \
+                                               T*, Place);                                                           \
+    template void box_iou_pairs_backward<Measure, T>(Measure, const T*, const T*, const T*, int64_t, T*, T*, Place);
+CPGR_INSTANTIATE(Iou<float>, float)
+CPGR_INSTANTIATE(Iou<double>, double)
+CPGR_INSTANTIATE(GeneralizedIou<float>, float)
+CPGR_INSTANTIATE(GeneralizedIou<double>, double)
 
 }  // namespace cpgr::cuda

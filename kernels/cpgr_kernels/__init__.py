@@ -1,6 +1,8 @@
 """Kernels for boxes and, with them, for grounding: fast on the CPU, fast on the GPU, and the same numbers everywhere.
 
     box_iou       intersection over union, pairwise or element by element, with gradient
+    generalized_box_iou  the same less the empty part of the hull: a loss that also sees boxes apart
+    box_match     the best partner of every box, both ways, without the matrix
     nms           non-maximum suppression, torchvision's indices
     batched_nms   the same within classes (or images)
 
@@ -16,8 +18,20 @@ export. Importing this package needs torch alone.
 
 from . import reference
 from .box_iou import box_iou
+from .box_match import BoxMatch, box_match
 from .dispatch import backends
+from .generalized_box_iou import generalized_box_iou
 from .native import build_info
 from .nms import batched_nms, nms
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "reference"]
+__all__ = [
+    "BoxMatch",
+    "backends",
+    "batched_nms",
+    "box_iou",
+    "box_match",
+    "build_info",
+    "generalized_box_iou",
+    "nms",
+    "reference",
+]

@@ -10,9 +10,7 @@ from cpgr_kernels import box_iou, reference
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAN, INF = float("nan"), float("inf")
-coordinates = st.one_of(
-    st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF])
-)
+coordinates = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, 2.0, 1e-30, 1e30, NAN, INF, -INF]))
 box_lists = st.lists(st.tuples(*[coordinates] * 4), max_size=20)
 
 
@@ -100,6 +98,77 @@ def test_numpy(make_boxes):
     same(torch.from_numpy(iou), box_iou(boxes, boxes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_out(isa, make_boxes, dtype, pairwise, backend):
+    boxes1, boxes2 = make_boxes(2, 9, seed=1, dtype=dtype), make_boxes(9, seed=2, dtype=dtype)
+    expected = box_iou(boxes1, boxes2, pairwise=pairwise)
+    out = torch.full(expected.shape, NAN, dtype=dtype)
+    version = out._version
+    assert box_iou(boxes1, boxes2, pairwise=pairwise, out=out, backend=backend) is out
+    same(out, expected)
+    assert out._version > version
+    array = np.full(expected.shape, NAN, out.numpy().dtype)
+    assert box_iou(boxes1.numpy(), boxes2.numpy(), pairwise=pairwise, out=array, backend=backend) is array
+    same(torch.from_numpy(array), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_large_results_past_the_caches(isa, make_boxes, dtype, offset):
+    # 16 MB and more into memory that exists are streamed, whole cache lines at a time; rows here start anywhere in one.
+    boxes1, boxes2 = make_boxes(1501, seed=1, dtype=dtype), make_boxes(2801, seed=2, dtype=dtype)
+    memory = torch.full((offset + 1501 * 2801 + 64,), -7.0, dtype=dtype)
+    out = memory[offset:-64].view(1501, 2801)
+    same(box_iou(boxes1, boxes2, out=out, backend="cpp"), reference.box_iou(boxes1, boxes2))
+    assert (memory[:offset] == -7).all() and (memory[-64:] == -7).all()
+
+
+def test_a_bad_out_is_named(make_boxes):
+    boxes = make_boxes(6)
+    for out, text in (
+        (torch.empty(6, 5), r"out must be \[6, 6\], torch.float32, contiguous, on cpu; got \[6, 5\]"),
+        (torch.empty(6, 6, dtype=torch.float64), "got.*torch.float64"),
+        (torch.empty(6, 6, dtype=torch.float16), "got.*torch.float16"),
+        (torch.empty(6, 12)[:, ::2], r"strides \[12, 2\]"),
+        (torch.empty(6, 6, device="meta"), "on meta"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            box_iou(boxes, boxes, out=out)
+        with pytest.raises(ValueError, match=text):
+            torch.ops.cpgr_kernels.box_iou_out(boxes, boxes, True, out)
+    memory = torch.zeros(36)
+    with pytest.raises(ValueError, match="out shares memory with the boxes"):
+        box_iou(memory[12:].view(6, 4), boxes, out=memory.view(6, 6))
+    with pytest.raises(TypeError, match="out must be a torch.Tensor"):
+        box_iou(boxes, boxes, out=np.empty((6, 6), np.float32))
+    with pytest.raises(TypeError, match="out must be a numpy.ndarray"):
+        box_iou(boxes.numpy(), boxes.numpy(), out=torch.empty(6, 6))
+    frozen = np.empty((6, 6), np.float32)
+    frozen.flags.writeable = False
+    for out in (frozen, np.empty((6, 6), np.float32, order="F"), np.empty((6, 6), ">f4")):
+        with pytest.raises(ValueError, match="writeable, C-contiguous and of native byte order"):
+            box_iou(boxes.numpy(), boxes.numpy(), out=out)
+
+
+def test_out_has_no_gradient(make_boxes):
+    boxes, out = make_boxes(6), torch.empty(6, 6)
+    wanting = boxes.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="out= has no gradient"):
+        box_iou(wanting, boxes, out=out)
+    with torch.no_grad():
+        same(box_iou(wanting, boxes, out=out), box_iou(boxes, boxes))
+
+
+def test_out_compiles(make_boxes):
+    torch._dynamo.reset()
+    boxes, out = make_boxes(6), torch.empty(6, 6)
+    compiled = torch.compile(lambda a, b, to: box_iou(a, b, out=to) + 1, backend="aot_eager", fullgraph=True)
+    same(compiled(boxes, boxes, out), box_iou(boxes, boxes) + 1)
+    same(out, box_iou(boxes, boxes))
+
+
 def test_threads_give_the_same(make_boxes):
     boxes1, boxes2 = make_boxes(3, 300, seed=1), make_boxes(3, 400, seed=2)
     before = torch.get_num_threads()
@@ -182,6 +251,8 @@ def test_opcheck(make_boxes, backend, pairwise):
     grad = torch.rand(6, 6) if pairwise else torch.rand(6)
     arguments = (grad, boxes1.detach(), boxes2.detach(), pairwise, backend)
     torch.library.opcheck(torch.ops.cpgr_kernels.box_iou_backward.default, arguments)
+    into = (boxes1.detach(), boxes2.detach(), pairwise, grad, backend)
+    torch.library.opcheck(torch.ops.cpgr_kernels.box_iou_out.default, into)
 
 
 def test_compile_without_recompiles(make_boxes):

@@ -6,10 +6,21 @@ shapes, masks, ties, NaN and empty inputs.
 
 from .anchors import anchor_contrast, anchor_scores, maxsim
 from .attention import attention_map, attention_with_map, region_attention
-from .boxes import batched_nms, box_area, box_iou, box_iou_backward, nms
+from .boxes import (
+    BoxMatch,
+    batched_nms,
+    box_area,
+    box_iou,
+    box_iou_backward,
+    box_match,
+    generalized_box_iou,
+    generalized_box_iou_backward,
+    nms,
+)
 from .precision import upcast
 
 __all__ = [
+    "BoxMatch",
     "anchor_contrast",
     "anchor_scores",
     "attention_map",
@@ -18,6 +29,9 @@ __all__ = [
     "box_area",
     "box_iou",
     "box_iou_backward",
+    "box_match",
+    "generalized_box_iou",
+    "generalized_box_iou_backward",
     "maxsim",
     "nms",
     "region_attention",
