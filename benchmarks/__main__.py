@@ -26,6 +26,7 @@ def main() -> None:
 
     # Thread pools read these when they are loaded, so they are set before torch is imported.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compiling must not disturb what is timed
     import torch
 
     from .harness import measure
