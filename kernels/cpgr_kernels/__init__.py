@@ -4,6 +4,8 @@
     nms           non-maximum suppression, torchvision's indices
     batched_nms   the same within classes (or images)
 
+    rasterize_polygons   masks of COCO polygons, pycocotools' pixels
+
     reference     what each op means, in plain torch; also the fallback
     backends()    which implementation runs, and why
     build_info()  what was compiled, by what, for what
@@ -19,5 +21,6 @@ from .box_iou import box_iou
 from .dispatch import backends
 from .native import build_info
 from .nms import batched_nms, nms
+from .rasterize_polygons import rasterize_polygons
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "reference"]
+__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "rasterize_polygons", "reference"]
