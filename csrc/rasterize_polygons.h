@@ -44,7 +44,7 @@ CPGR_INLINE int32_t row_below(int32_t fine) { return fine <= 2 ? 0 : (fine + 2) 
 // An edge, from its lower end along its longer axis.
 struct PolygonEdge {
     double along, across;  // the lower end's coordinates on the longer and on the other axis
-    double slope, inverse;
+    double slope;
     bool steep;  // the longer axis is y
     int32_t first, last;  // pixel columns whose middle it passes; none if last < first
 };
@@ -58,9 +58,8 @@ CPGR_INLINE PolygonEdge edge_between(GridPoint a, GridPoint b) {
     const GridPoint low = swap ? b : a, top = swap ? a : b;
     edge.along = edge.steep ? low.y : low.x;
     edge.across = edge.steep ? low.x : low.y;
-    // Of a single point no column is passed, and its slope is never used.
-    edge.slope = edge.steep ? static_cast<double>(top.x - low.x) / high : static_cast<double>(top.y - low.y) / wide;
-    edge.inverse = 1.0 / edge.slope;
+    // 0 / 0 for a single point, which passes no column.
+    edge.slope = static_cast<double>(edge.steep ? top.x - low.x : top.y - low.y) / (edge.steep ? high : wide);
     edge.first = left <= 2 ? 0 : (left + 2) / 5;
     edge.last = right < 3 ? -1 : (right - 3) / 5;
     return edge;
@@ -82,7 +81,7 @@ CPGR_INLINE bool is_past(const PolygonEdge& edge, double steps, double border) {
 // the step to within less than one, and the walk's own sums on both sides settle it.
 CPGR_INLINE int32_t steep_row(const PolygonEdge& edge, int32_t column) {
     const double border = 5.0 * column + 3.0;
-    int32_t step = static_cast<int32_t>((border - 0.5 - edge.across) * edge.inverse) + 1;
+    int32_t step = static_cast<int32_t>((border - 0.5 - edge.across) / edge.slope) + 1;
     const bool here = is_past(edge, step, border), before = is_past(edge, step - 1, border);
     step += !here ? 1 : before ? -1 : 0;
     return row_below(static_cast<int32_t>(edge.along) + step - 1);

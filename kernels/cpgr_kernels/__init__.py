@@ -4,6 +4,7 @@
     nms           non-maximum suppression, torchvision's indices
     batched_nms   the same within classes (or images)
 
+    mask_overlap         soft and hard overlap of response maps with masks, their peaks, with gradient
     rasterize_polygons   masks of COCO polygons, pycocotools' pixels
 
     reference     what each op means, in plain torch; also the fallback
@@ -19,8 +20,19 @@ export. Importing this package needs torch alone.
 from . import reference
 from .box_iou import box_iou
 from .dispatch import backends
+from .mask_overlap import MaskOverlap, mask_overlap
 from .native import build_info
 from .nms import batched_nms, nms
 from .rasterize_polygons import rasterize_polygons
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "rasterize_polygons", "reference"]
+__all__ = [
+    "MaskOverlap",
+    "backends",
+    "batched_nms",
+    "box_iou",
+    "build_info",
+    "mask_overlap",
+    "nms",
+    "rasterize_polygons",
+    "reference",
+]

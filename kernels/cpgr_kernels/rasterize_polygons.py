@@ -1,5 +1,6 @@
 """Masks from polygons. What it means is in `reference.rasterize_polygons`."""
 
+import contextlib
 import mmap
 from array import array
 from collections.abc import Sequence
@@ -195,9 +196,14 @@ def _cpp(points, starts, lengths, instances, count, height, width) -> Tensor:
 
 
 def _fresh_zeros(shape: tuple[int, int, int]) -> Tensor:
-    """Zeros on pages of their own, which the system fills at their first use: those that stay zero cost nothing."""
+    """Zeros on pages of their own, which the system clears at their first use, once and not twice.
+
+    Large pages: the faults of small ones would take several times as long as the kernel.
+    """
     size = shape[0] * shape[1] * shape[2]
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # only a hint, and not on every system
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.bool).view(shape)
 
 

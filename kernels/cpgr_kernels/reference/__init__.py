@@ -7,7 +7,7 @@ shapes, masks, ties, NaN and empty inputs.
 from .anchors import anchor_contrast, anchor_scores, maxsim
 from .attention import attention_map, attention_with_map, region_attention
 from .boxes import batched_nms, box_area, box_iou, box_iou_backward, nms
-from .masks import rasterize_polygons
+from .masks import mask_overlap, mask_overlap_backward, rasterize_polygons
 from .precision import upcast
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "box_area",
     "box_iou",
     "box_iou_backward",
+    "mask_overlap",
+    "mask_overlap_backward",
     "maxsim",
     "nms",
     "rasterize_polygons",
