@@ -1,8 +1,9 @@
 // COCO's rule for the pixels of a polygon, shared by the CPU and the CUDA kernels.
 //
-// The outline is drawn on a grid five times finer than the image: a vertex is rounded to a grid point (toward zero after
-// adding a half), and an edge is one grid point for each step along its longer axis. Where the outline passes from fine
-// column 5c + 2 to 5c + 3, the middle of pixel column c, every pixel of column c from some row down changes sides.
+// The outline is drawn on a grid five times finer than the image: a vertex is rounded to a grid point (toward zero
+// after adding a half), and an edge is one grid point for each step along its longer axis. Where the outline passes
+// from fine column 5c + 2 to 5c + 3, the middle of pixel column c, every pixel of column c from some row down changes
+// sides.
 // Walking the outline finds these places one grid point after another; here each is computed from its edge directly.
 // The sums and products are those of the walk, in double and in its order, so that the same point is found.
 //

@@ -57,7 +57,8 @@ void mask_overlap_backward(const T* grad_inter, const T* grad_response, const T*
     const auto weigh = CPGR_SIMD(weigh_masks<T, M>);
     const int64_t tiles = (pixels + kTile - 1) / kTile, all_masks = count, all_maps = maps, all_pixels = pixels;
     // Tiles of all samples; the maps of one take its masks from the cache.
-    parallel_for(batch * tiles, grain(maps * count * std::min(pixels, kTile)), threads, [&](int64_t begin, int64_t end) {
+    const int64_t products = maps * count * std::min(pixels, kTile);
+    parallel_for(batch * tiles, grain(products), threads, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t b = tile / tiles, first = tile % tiles * kTile, last = std::min(first + kTile, all_pixels);
             const M* own = masks + b * all_masks * all_pixels;

@@ -72,7 +72,8 @@ __device__ void write(const uint32_t* inside, int32_t rows, int32_t first, int32
             const int row = k / (kWarp / 4), column = k % (kWarp / 4) * 4;
             if (first + column >= width) continue;
             const uint32_t four = inside[row] >> column & 15;
-            *reinterpret_cast<uint32_t*>(out + static_cast<int64_t>(row) * width + column) = four * 0x204081u & 0x01010101u;
+            auto* to = reinterpret_cast<uint32_t*>(out + static_cast<int64_t>(row) * width + column);
+            *to = four * 0x204081u & 0x01010101u;
         }
         return;
     }
@@ -99,8 +100,8 @@ fill(const T* __restrict__ points, int64_t total, const int64_t* __restrict__ st
             if (start < 0 || length < 3 || start > total || length > total - start) continue;
             const T* own = points + 2 * start;
             if (!all_within_limit(own, length)) continue;
-            const bool flipped =
-                flip_outline(own, length, first + static_cast<int32_t>(threadIdx.x % kWarp), width, top, top + rows, flips);
+            const int32_t column = first + static_cast<int32_t>(threadIdx.x % kWarp);
+            const bool flipped = flip_outline(own, length, column, width, top, top + rows, flips);
             if (__syncthreads_or(flipped)) fill_down(flips, inside);
         }
         write(inside, rows, first, width, out + (instance * height + top) * width + first);

@@ -151,7 +151,13 @@ def _backward(
     run = dispatch.choose("mask_overlap_backward", responses.device.type, backend)
     values = [None if value is None else value.to(dtype).contiguous() for value, _ in grads.values()]
     to_responses, to_masks = run(
-        *values, _plain(responses, dtype), _plain(masks, dtype), argmax.contiguous(), threshold, for_responses, for_masks
+        *values,
+        _plain(responses, dtype),
+        _plain(masks, dtype),
+        argmax.contiguous(),
+        threshold,
+        for_responses,
+        for_masks,
     )
     return to_responses.to(responses.dtype), to_masks.to(masks.dtype)
 
@@ -234,13 +240,13 @@ def _reference(responses, masks, threshold, shapes):
 def _reference_backward(*args):
     *arguments, for_responses, for_masks = args
     to_responses, to_masks = reference.mask_overlap_backward(*arguments)
-    return to_responses if for_responses else to_responses.new_empty(0), to_masks if for_masks else to_masks.new_empty(0)
+    return to_responses if for_responses else to_responses.new_empty(0), to_masks if for_masks else to_masks.new_empty(
+        0
+    )
 
 
 dispatch.register("mask_overlap", cpp=_cpp, cuda=_cuda, reference=_reference)
-dispatch.register(
-    "mask_overlap_backward", cpp=_cpp_backward, cuda=_cuda_backward, reference=_reference_backward
-)
+dispatch.register("mask_overlap_backward", cpp=_cpp_backward, cuda=_cuda_backward, reference=_reference_backward)
 
 _backward_op = define(
     "mask_overlap_backward(Tensor? grad_inter, Tensor? grad_response, Tensor? grad_mask, Tensor? grad_hard,"

@@ -43,7 +43,8 @@ def agree(actual, truth, responses, masks):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 1, 1, 1), (2, 1, 3, 5, 7), (2, 3, 5, 4, 8), (3, 2, 40, 32, 32), (1, 1, 2, 65, 95), (1, 2, 3, 1, 2049)]
+    "sizes",
+    [(1, 1, 1, 1, 1), (2, 1, 3, 5, 7), (2, 3, 5, 4, 8), (3, 2, 40, 32, 32), (1, 1, 2, 65, 95), (1, 2, 3, 1, 2049)],
 )
 def test_sizes_around_registers_and_tiles(isa, sizes, kind, dtype):
     kind = dtype if kind.is_floating_point else kind
@@ -103,7 +104,9 @@ def test_nan(isa, where):
     overlap = mask_overlap(responses, masks, backend="cpp")
     assert overlap.peak[0, 0, 0].isnan() and overlap.argmax[0, 0, 0] == where
     # Outside of a boolean mask it does no harm; 0 * NaN of a soft mask is NaN.
-    assert overlap.inter[0, 0, 1].isfinite() and overlap.peak[0, 0, 1] == masks[0, 1, 0].mul(responses.nan_to_num(0)).max()
+    assert (
+        overlap.inter[0, 0, 1].isfinite() and overlap.peak[0, 0, 1] == masks[0, 1, 0].mul(responses.nan_to_num(0)).max()
+    )
     assert mask_overlap(responses, masks.float(), backend="cpp").peak.isnan().all()
 
 
@@ -154,7 +157,12 @@ def test_low_precision_error(isa, dtype):
     responses, masks = (part.to(dtype) for part in problem(2, 1, 10, 32, 32, kind=torch.float32, seed=3))
     truth = expected(responses.double(), masks.double())
     plain = MaskOverlap(
-        (responses.unsqueeze(2) * masks.unsqueeze(1)).sum((-2, -1)), responses.sum((-2, -1)), masks.sum((-2, -1)), None, None, None
+        (responses.unsqueeze(2) * masks.unsqueeze(1)).sum((-2, -1)),
+        responses.sum((-2, -1)),
+        masks.sum((-2, -1)),
+        None,
+        None,
+        None,
     )
     actual = mask_overlap(responses, masks, backend="cpp")
     for name in ("inter", "response", "mask"):
@@ -239,7 +247,9 @@ def test_gradient_of_a_peak_reaches_one_pixel(isa):
     assert gradient.count_nonzero() == 1 and gradient[1, 0].flatten()[at] == 1
     overlap = mask_overlap(responses, masks, backend="cpp")
     (gradient,) = torch.autograd.grad(overlap.peak.sum(), responses)
-    hits = torch.zeros(2, 2, 132).scatter_add_(2, overlap.argmax, masks.flatten(2).float().gather(2, overlap.argmax.transpose(1, 2)).transpose(1, 2))
+    hits = torch.zeros(2, 2, 132).scatter_add_(
+        2, overlap.argmax, masks.flatten(2).float().gather(2, overlap.argmax.transpose(1, 2)).transpose(1, 2)
+    )
     assert torch.equal(gradient.flatten(2), hits)
 
 
@@ -264,12 +274,22 @@ def test_gradient_reaches_half_precision():
 @pytest.mark.parametrize(
     ("responses", "masks", "error", "text"),
     [
-        (torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 5), ValueError, r"masks \[B, N, H, W\].*\[2, 1, 4, 4\].*\[2, 3, 4, 5\]"),
+        (
+            torch.zeros(2, 4, 4),
+            torch.zeros(2, 3, 4, 5),
+            ValueError,
+            r"masks \[B, N, H, W\].*\[2, 1, 4, 4\].*\[2, 3, 4, 5\]",
+        ),
         (torch.zeros(2, 4, 4), torch.zeros(3, 3, 4, 4), ValueError, "masks"),
         (torch.zeros(2, 4), torch.zeros(2, 3, 4, 4), ValueError, "responses must be"),
         (torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), ValueError, "responses must be"),
         (torch.zeros(2, 0, 4), torch.zeros(2, 3, 0, 4), ValueError, "must not be zero"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), torch.zeros(2, 3, 4, 4), TypeError, "responses must be floating.*int64"),
+        (
+            torch.zeros(2, 4, 4, dtype=torch.int64),
+            torch.zeros(2, 3, 4, 4),
+            TypeError,
+            "responses must be floating.*int64",
+        ),
         (torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.int64), TypeError, "masks must be bool.*int64"),
         (torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 4, device="meta"), ValueError, "masks is on meta"),
         (torch.zeros(2, 4, 4), [[1]], TypeError, "responses: Tensor, masks: list"),
@@ -286,7 +306,9 @@ def test_the_registered_ops_check_too():
     with pytest.raises(ValueError, match="responses must be"):
         ops.mask_overlap(responses, masks[:, :, :2], 0.0)
     with pytest.raises(ValueError, match="grad_peak must be"):
-        ops.mask_overlap_backward(None, None, None, None, torch.zeros(2, 1, 2), responses, masks, argmax, 0.0, True, False)
+        ops.mask_overlap_backward(
+            None, None, None, None, torch.zeros(2, 1, 2), responses, masks, argmax, 0.0, True, False
+        )
     with pytest.raises(TypeError, match="have no gradient"):
         ops.mask_overlap_backward(None, None, None, None, None, responses, masks, argmax, 0.0, True, True)
     with pytest.raises(TypeError, match="argmax must be int64"):
@@ -352,7 +374,11 @@ def test_cuda(cuda, sizes, kind):
     here = [responses.requires_grad_(), masks.requires_grad_(kind.is_floating_point)]
     there = [part.detach().to(cuda).requires_grad_(part.requires_grad) for part in here]
     overlap = mask_overlap(*there, backend="cuda")
-    agree(MaskOverlap(*(part.detach().cpu() for part in overlap)), expected(*(p.detach() for p in here)), *(p.detach() for p in here))
+    agree(
+        MaskOverlap(*(part.detach().cpu() for part in overlap)),
+        expected(*(p.detach() for p in here)),
+        *(p.detach() for p in here),
+    )
     inputs = [[part for part in side if part.requires_grad] for side in (here, there)]
     wanted = torch.autograd.grad(weighted(mask_overlap(*here)), inputs[0])
     actual = torch.autograd.grad(weighted(MaskOverlap(*(part.cpu() for part in overlap))), inputs[1])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpgr_kernels import rasterize_polygons, reference
+from cpgr_kernels import rasterize_polygons
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAN, INF = float("nan"), float("inf")
@@ -94,7 +94,10 @@ def random_polygons(seed, count, points, low, high):
         ("a part inside", [[[10, 10, 200, 10, 200, 200, 10, 200], [50, 50, 90, 50, 90, 90, 50, 90]]]),
         ("the canvas", [[[0, 0, 500, 0, 500, 480, 0, 480]], [[-9, -9, 509, -9, 509, 489, -9, 489]]]),
         ("no parts", [[], [[9, 9, 20, 9, 20, 20]], []]),
-        ("all of it outside", [[[-50, -50, -10, -50, -10, -10]], [[600, 10, 700, 10, 650, 90]], [[10, 500, 90, 500, 50, 600]]]),
+        (
+            "all of it outside",
+            [[[-50, -50, -10, -50, -10, -10]], [[600, 10, 700, 10, 650, 90]], [[10, 500, 90, 500, 50, 600]]],
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -177,7 +180,9 @@ def test_types_and_layouts():
     flat = [[polygon.flatten().tolist()] for polygon in thirds]
     assert torch.equal(rasterize_polygons((thirds, torch.full((50,), 5)), 64, 64), all_coco(flat, 64, 64))
     for kind in (np.array, torch.tensor, tuple):
-        assert torch.equal(rasterize_polygons([[kind(p) for p in each] for each in flat], 64, 64), all_coco(flat, 64, 64))
+        assert torch.equal(
+            rasterize_polygons([[kind(p) for p in each] for each in flat], 64, 64), all_coco(flat, 64, 64)
+        )
 
 
 def test_numpy():

@@ -1,6 +1,6 @@
-// Written on GCC's vector types, as wide as the level's registers. A sum always has 32 lanes, in however many registers,
-// so its order, and with it every bit of the result, is the same on all levels. No template of the standard library may
-// be used here (see box.h).
+// Written on GCC's vector types, as wide as the level's registers. A sum always has 32 lanes, in however many
+// registers, so its order, and with it every bit of the result, is the same on all levels. No template of the standard
+// library may be used here (see box.h).
 #include "mask_overlap.h"
 
 #include <cstring>

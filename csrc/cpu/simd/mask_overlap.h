@@ -19,7 +19,7 @@ struct Overlap {
 };
 
 CPGR_DECLARE_SIMD(
-    // Of `pixels` pixels from `first` on, at most kTile: maps k at responses + k * stride, masks n at masks + n * stride.
+    // Of `pixels` pixels from `first` on, at most kTile: map k at responses + k * stride, mask n at masks + n * stride.
     // Adds to overlaps[n * maps + k] and to sizes[n].
     template <class T, class M>
     void add_tile(const T* responses, int64_t maps, const M* masks, int64_t count, int64_t stride, int64_t first,

@@ -106,8 +106,8 @@ inline void spread(uint64_t bits, uint8_t* out) {
 #if defined(__AVX512BW__)
     _mm512_storeu_si512(out, _mm512_maskz_set1_epi8(bits, 1));
 #elif defined(__AVX2__)
-    const __m256i byte_of = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                             3, 3, 3, 3, 3, 3);
+    // Each byte's source, eight times over.
+    const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
     for (int half = 0; half < 2; ++half) {
         const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(bits >> (32 * half)));

@@ -16,7 +16,9 @@ struct Polygons {
 
 // Words of scratch for fill_instance: two bit canvases of `kStripWords`, or of a word a row where that is more.
 constexpr int64_t kStripWords = 1 << 15;
-static inline int64_t fill_scratch_words(int64_t height) { return 2 * (height + 1 > kStripWords ? height + 1 : kStripWords); }
+static inline int64_t fill_scratch_words(int64_t height) {
+    return 2 * (height + 1 > kStripWords ? height + 1 : kStripWords);
+}
 
 CPGR_DECLARE_SIMD(
     // Writes the union of the polygons members[0..count) to out [height, width], a byte a pixel. `cleared`: out is zero
