@@ -7,6 +7,7 @@ shapes, masks, ties, NaN and empty inputs.
 from .anchors import anchor_contrast, anchor_scores, maxsim
 from .attention import attention_map, attention_with_map, region_attention
 from .boxes import batched_nms, box_area, box_iou, box_iou_backward, nms
+from .masks import decode_rle, mask_iou, pack_masks, unpack_masks
 from .precision import upcast
 
 __all__ = [
@@ -18,8 +19,12 @@ __all__ = [
     "box_area",
     "box_iou",
     "box_iou_backward",
+    "decode_rle",
+    "mask_iou",
     "maxsim",
     "nms",
+    "pack_masks",
     "region_attention",
+    "unpack_masks",
     "upcast",
 ]

@@ -1,0 +1,197 @@
+"""Masks of one bit a pixel. What the bits mean is in `reference.pack_masks`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, native, reference
+from .arguments import from_numpy
+from .library import define
+from .reference.masks import RLE_FAULTS, packed_words
+from .rle import Rle, buffers, read_rle
+
+
+class PackedMasks:
+    """Masks [..., height, width] of one bit a pixel, made by `pack_masks`: an eighth of the memory of a bool tensor.
+
+    bits [..., words] (int64) are tiles of 8 rows x 64 columns, row by row of tiles; a tile is eight words, one a row,
+    whose lowest bit is the leftmost column; pixels beyond the edges are 0. A tile is a cache line, 64 bytes of a row
+    of a dense mask are one word, and two masks are compared only in the tiles where both have pixels.
+
+    Indexing and `to` work on the leading dimensions as on a tensor's; `len` is the first of them.
+    """
+
+    __slots__ = ("bits", "height", "width", "_areas", "_boxes")
+
+    def __init__(self, bits: Tensor, areas: Tensor, boxes: Tensor, height: int, width: int):
+        self.bits, self._areas, self._boxes = bits, areas, boxes
+        self.height, self.width = height, width
+
+    def area(self) -> Tensor:
+        """Pixels inside each mask, [...] int64."""
+        return self._areas
+
+    def boxes(self) -> Tensor:
+        """x1, y1, x2, y2 round the pixels of each mask, [..., 4] int32; x2 and y2 exclusive; zeros if it is empty."""
+        return self._boxes
+
+    def unpack(self) -> Tensor:
+        """The masks as bool [..., height, width]."""
+        return reference.unpack_masks(self.bits, self.height, self.width)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[..., height, width]."""
+        return torch.Size((*self._areas.shape, self.height, self.width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bits are."""
+        return self.bits.device
+
+    def to(self, device: torch.device | str) -> "PackedMasks":
+        """The same masks on another device."""
+        moved = (tensor.to(device) for tensor in (self.bits, self._areas, self._boxes))
+        return PackedMasks(*moved, self.height, self.width)
+
+    def __len__(self) -> int:
+        return len(self._areas)
+
+    def __getitem__(self, index: Any) -> "PackedMasks":
+        areas = self._areas[index]
+        whole = (*index, slice(None)) if isinstance(index, tuple) else (index, slice(None))
+        return PackedMasks(self.bits[whole], areas, self._boxes[whole], self.height, self.width)
+
+    def __repr__(self) -> str:
+        return f"PackedMasks({list(self.shape)}, device={self.device})"
+
+
+def pack_masks(masks, *, backend: str | None = None) -> PackedMasks:
+    """Masks of one bit a pixel, for `mask_iou` and for keeping many.
+
+    Args:
+        masks: [..., H, W] of bool or an integer type, non-zero inside, tensor or NumPy array (masks first: the
+            [H, W, N] of pycocotools is `.transpose(2, 0, 1)`); or COCO's run lengths, a list of dicts
+            {"size": [h, w], "counts": ...} of one size, with compressed (bytes or text) or plain (a list) counts.
+        backend: "cpp", "cuda", "reference", or None for the best that can run. Run lengths are read on the CPU.
+
+    Returns:
+        PackedMasks [..., H, W] on the device of the masks; run lengths give [N, H, W] on the CPU.
+
+    Errors:
+        TypeError for floating point masks: threshold them. ValueError, with the mask's index, for run lengths that
+        do not fill their mask or are otherwise damaged, for sizes that differ, and for more than 2^28 pixels in one.
+
+    Example:
+        >>> packed = pack_masks(torch.eye(3, dtype=torch.bool)[None])
+        >>> packed.area(), packed.boxes()
+        (tensor([3]), tensor([[0, 0, 3, 3]], dtype=torch.int32))
+    """
+    return as_packed("pack_masks", "masks", masks, backend)
+
+
+def as_packed(op: str, name: str, masks: Any, backend: str | None, size: tuple[int, int] | None = None) -> PackedMasks:
+    """Whatever masks may be given as; an empty list is of `size`."""
+    if isinstance(masks, PackedMasks):
+        return masks
+    if isinstance(masks, (list, tuple)):
+        return _pack_rle(op, name, read_rle(op, name, masks, size), backend)
+    if not isinstance(masks, Tensor):
+        (masks,) = from_numpy(op, **{name: masks})
+    _check(op, name, masks)
+    return PackedMasks(*_pack_masks_op(masks, backend), *masks.shape[-2:])
+
+
+def _check(op: str, name: str, masks: Tensor) -> None:
+    if masks.dim() < 2 or max(masks.shape[-2:]) > 2**31 - 64:
+        raise ValueError(f"{op}: {name} must be [..., H, W], got {list(masks.shape)}")
+    if masks.dtype.is_floating_point or masks.dtype.is_complex:
+        raise TypeError(
+            f"{op}: {name} must be bool or integers, non-zero inside, got {masks.dtype}; "
+            f"threshold them first, for example `{name} > 0.5`"
+        )
+    if masks.is_quantized or masks.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got {masks.dtype} ({masks.layout})")
+
+
+def _outputs(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    leading = masks.shape[:-2]
+    return (
+        masks.new_empty((*leading, packed_words(*masks.shape[-2:])), dtype=torch.int64),
+        masks.new_empty(leading, dtype=torch.int64),
+        masks.new_empty((*leading, 4), dtype=torch.int32),
+    )
+
+
+def _pack_masks(masks: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    _check("pack_masks", "masks", masks)
+    return dispatch.choose("pack_masks", masks.device.type, backend)(masks)
+
+
+def _pack_masks_fake(masks, backend=None):
+    _check("pack_masks", "masks", masks)
+    return _outputs(masks)
+
+
+def _run(module, place, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if masks.element_size() != 1:
+        masks = masks != 0
+    masks = masks.contiguous()
+    outputs = _outputs(masks)
+    count = masks.shape[:-2].numel()
+    module.pack_masks(masks.data_ptr(), count, *masks.shape[-2:], *(tensor.data_ptr() for tensor in outputs), *place)
+    return outputs
+
+
+def _cpp(masks):
+    return _run(native.cpu()[0], (torch.get_num_threads(),), masks)
+
+
+def _cuda(masks):
+    with torch.cuda.device(masks.device):
+        return _run(native.cuda()[0], native.launch_place(masks), masks)
+
+
+def _pack_rle(op: str, name: str, rle: Rle, backend: str | None) -> PackedMasks:
+    packed, faults = dispatch.choose("pack_rle", "cpu", backend)(rle)
+    for index, fault in enumerate(faults):
+        if fault:
+            raise ValueError(f"{op}: {name}[{index}] of {rle.height} x {rle.width}: {RLE_FAULTS[fault]}")
+    return PackedMasks(*packed, rle.height, rle.width)
+
+
+def _cpp_rle(rle: Rle) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]:
+    counts, starts, numbers = buffers(rle)
+    count = len(numbers)
+    outputs = _outputs(torch.empty(count, rle.height, rle.width, device="meta"))
+    outputs = tuple(torch.empty_like(tensor, device="cpu") for tensor in outputs)
+    faults = torch.empty_like(numbers)
+    text = torch.frombuffer(bytearray(counts), dtype=torch.uint8) if counts else numbers
+    arrays = (text, starts, numbers), (*outputs, faults)
+    before, after = (tuple(tensor.data_ptr() for tensor in tensors) for tensors in arrays)
+    native.cpu()[0].pack_rle(*before, count, rle.height, rle.width, *after, torch.get_num_threads())
+    return outputs, faults.tolist() if faults.any() else ()
+
+
+def _reference_rle(rle: Rle) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]:
+    masks, faults = torch.zeros(len(rle.counts), rle.height, rle.width, dtype=torch.bool), []
+    for mask, counts, numbers in zip(masks, rle.counts, rle.numbers):
+        try:
+            runs = memoryview(counts).cast("q").tolist() if numbers else counts
+            mask.copy_(reference.decode_rle(runs, rle.height, rle.width))
+            faults.append(0)
+        except ValueError as error:
+            faults.append(RLE_FAULTS.index(str(error)))
+    return reference.pack_masks(masks), faults
+
+
+dispatch.register("pack_masks", cpp=_cpp, cuda=_cuda, reference=reference.pack_masks)
+dispatch.register("pack_rle", cpp=_cpp_rle, reference=_reference_rle)
+
+_pack_masks_op = define(
+    "pack_masks(Tensor masks, str? backend=None) -> (Tensor bits, Tensor areas, Tensor boxes)",
+    _pack_masks,
+    _pack_masks_fake,
+)
