@@ -8,6 +8,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define CPGR_ANYWHERE __host__ __device__
+#else
+#define CPGR_ANYWHERE
+#endif
+
 namespace cpgr {
 
 constexpr int kTileRows = 8, kTileColumns = 64;
@@ -16,15 +22,23 @@ constexpr int kTileRows = 8, kTileColumns = 64;
 struct Grid {
     int64_t height, width, rows, columns;
 
-    static Grid of(int64_t height, int64_t width) {
+    CPGR_ANYWHERE static Grid of(int64_t height, int64_t width) {
         return {height, width, (height + kTileRows - 1) / kTileRows, (width + kTileColumns - 1) / kTileColumns};
     }
-    int64_t words() const { return rows * columns * kTileRows; }
+    CPGR_ANYWHERE int64_t words() const { return rows * columns * kTileRows; }
 };
 
 // The bounding box of a mask's pixels, x2 and y2 exclusive; all zero where the mask is empty.
 struct Extent {
     int32_t x1, y1, x2, y2;
+};
+
+// Masks of one size: bits [count, words], areas [count], boxes [count].
+struct PackedMasks {
+    const uint64_t* bits;
+    const int64_t* areas;
+    const Extent* boxes;
+    int64_t count;
 };
 
 }  // namespace cpgr

@@ -38,19 +38,22 @@ void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_
     const Grid grid = Grid::of(height, width);
     const std::vector<Tiles> tiles_a = tiles_of(a, grid), tiles_b = tiles_of(b, grid);
     const auto kernel = CPGR_SIMD(intersect_masks);
-    const auto blocks = [](int64_t count) { return (count + kMaskBlock - 1) / kMaskBlock; };
-    const auto block_of = [&](const PackedMasks& masks, const std::vector<Tiles>& tiles, int64_t first) {
-        return Packed{masks.bits + first * grid.words(), tiles.data() + first,
-                      std::min<int64_t>(masks.count - first, kMaskBlock), grid.words()};
+    // Large blocks read the masks less often; several threads need several of them.
+    const int64_t down = threads == 1 ? kMaskBlock
+                                      : std::min<int64_t>(std::max<int64_t>(a.count / (2 * threads), 16), kMaskBlock);
+    const int64_t across = (b.count + kMaskBlock - 1) / kMaskBlock, total = (a.count + down - 1) / down * across;
+    const auto some = [&](const PackedMasks& masks, const std::vector<Tiles>& tiles, int64_t first, int64_t most) {
+        return Packed{masks.bits + first * grid.words(), tiles.data() + first, std::min(masks.count - first, most),
+                      grid.words()};
     };
-    const int64_t total = blocks(a.count) * blocks(b.count), across = blocks(b.count);
-    const int64_t pairs = std::min<int64_t>(a.count, kMaskBlock) * std::min<int64_t>(b.count, kMaskBlock);
-    const int64_t grain = kTilesPerThread / std::max<int64_t>(pairs * grid.rows * grid.columns, 1) + 1;
+    const int64_t tiles_a_block = std::min(a.count, down) * std::min<int64_t>(b.count, kMaskBlock) * grid.rows *
+                                  grid.columns;
+    const int64_t grain = kTilesPerThread / std::max<int64_t>(tiles_a_block, 1) + 1;
     parallel_for(total, grain, threads, [&](int64_t begin, int64_t end) {
-        std::vector<int64_t> inter(kMaskBlock * kMaskBlock);
+        std::vector<int64_t> inter(down * kMaskBlock);
         for (int64_t block = begin; block < end; ++block) {
-            const int64_t row = block / across * kMaskBlock, column = block % across * kMaskBlock;
-            const Packed some_a = block_of(a, tiles_a, row), some_b = block_of(b, tiles_b, column);
+            const int64_t row = block / across * down, column = block % across * kMaskBlock;
+            const Packed some_a = some(a, tiles_a, row, down), some_b = some(b, tiles_b, column, kMaskBlock);
             std::fill(inter.begin(), inter.end(), 0);
             kernel(some_a, some_b, static_cast<int32_t>(grid.rows), static_cast<int32_t>(grid.columns), inter.data());
             for (int64_t i = 0; i < some_a.count; ++i)

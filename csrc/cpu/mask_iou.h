@@ -8,13 +8,6 @@
 
 namespace cpgr {
 
-struct PackedMasks {
-    const uint64_t* bits;
-    const int64_t* areas;
-    const Extent* boxes;
-    int64_t count;
-};
-
 // out [a.count, b.count]; `crowd` [b.count] or null.
 void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_t width, const uint8_t* crowd,
               double* out, int threads);

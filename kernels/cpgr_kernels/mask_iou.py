@@ -1,6 +1,7 @@
 """Intersection over union of masks. What it means is in `reference.mask_iou`."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from . import dispatch, native, reference
 from .arguments import check_device
 from .library import define
-from .pack_masks import PackedMasks, as_packed
+from .pack_masks import PackedMasks, as_packed, pack_dense
 from .reference.masks import packed_words
 
 
@@ -55,9 +56,12 @@ def mask_iou(masks1, masks2, *, iscrowd=None, pairwise: bool = True, backend: st
     return iou.numpy() if as_numpy and iou.device.type == "cpu" else iou
 
 
-def _pack_both(masks1: Any, masks2: Any, backend: str | None) -> list[PackedMasks]:
+def _pack_both(masks1: Any, masks2: Any, backend: str | None) -> Sequence[PackedMasks]:
     sides = {"masks1": masks1, "masks2": masks2}
     lists = {name for name, masks in sides.items() if isinstance(masks, (list, tuple))}
+    dense = not lists and not any(isinstance(masks, PackedMasks) for masks in sides.values())
+    if dense and masks1 is not masks2 and type(masks1) is type(masks2) and masks1.shape[-2:] == masks2.shape[-2:]:
+        return pack_dense("mask_iou", backend, **sides)
     packed: dict[str, PackedMasks] = {}
     # Run lengths go where the other side is and an empty list has the other side's size, so they wait for it.
     for name in sorted(sides, key=lambda name: (name in lists) + (name in lists and not sides[name])):
@@ -83,7 +87,7 @@ def _check(
     height: int,
     width: int,
     pairwise: bool,
-    iscrowd: Tensor | None = None,
+    iscrowd: Tensor | None,
 ) -> torch.Size:
     """Check the arguments of the op and return the shape of the result."""
     sides = {"1": (bits1, areas1, boxes1), "2": (bits2, areas2, boxes2)}
@@ -118,14 +122,19 @@ def _check(
     return torch.Size((areas1.shape[0], areas2.shape[0])) if pairwise else areas1.shape
 
 
-def _mask_iou(*args) -> Tensor:
-    *args, backend = args if len(args) == 11 else (*args, None)
-    shape = _check(*args)
-    return dispatch.choose("mask_iou", args[0].device.type, backend)(shape, *args)
+def _mask_iou(
+    bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd=None, backend=None
+) -> Tensor:
+    arguments = bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd
+    shape = _check(*arguments)
+    return dispatch.choose("mask_iou", bits1.device.type, backend)(shape, *arguments)
 
 
-def _mask_iou_fake(*args):
-    return args[0].new_empty(_check(*args[:10]), dtype=torch.float64)
+def _mask_iou_fake(
+    bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd=None, backend=None
+) -> Tensor:
+    shape = _check(bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd)
+    return bits1.new_empty(shape, dtype=torch.float64)
 
 
 def _run(module, place, shape, bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, reference
-from .arguments import from_numpy
+from .arguments import check_device, from_numpy
 from .library import define
 from .reference.masks import RLE_FAULTS, packed_words
 from .rle import Rle, buffers, read_rle
@@ -23,7 +23,7 @@ class PackedMasks:
     Indexing and `to` work on the leading dimensions as on a tensor's; `len` is the first of them.
     """
 
-    __slots__ = ("bits", "height", "width", "_areas", "_boxes")
+    __slots__ = ("_areas", "_boxes", "bits", "height", "width")
 
     def __init__(self, bits: Tensor, areas: Tensor, boxes: Tensor, height: int, width: int):
         self.bits, self._areas, self._boxes = bits, areas, boxes
@@ -98,10 +98,28 @@ def as_packed(op: str, name: str, masks: Any, backend: str | None, size: tuple[i
         return masks
     if isinstance(masks, (list, tuple)):
         return _pack_rle(op, name, read_rle(op, name, masks, size), backend)
-    if not isinstance(masks, Tensor):
-        (masks,) = from_numpy(op, **{name: masks})
-    _check(op, name, masks)
-    return PackedMasks(*_pack_masks_op(masks, backend), *masks.shape[-2:])
+    return pack_dense(op, backend, **{name: masks})[0]
+
+
+def pack_dense(op: str, backend: str | None, **sides: Any) -> list[PackedMasks]:
+    """Dense masks of one size, packed into one piece of memory."""
+    tensors = [
+        masks if isinstance(masks, Tensor) else from_numpy(op, **{name: masks})[0] for name, masks in sides.items()
+    ]
+    for name, masks in zip(sides, tensors):
+        _check(op, name, masks)
+    packed = _pack_masks_op(tensors, backend)
+    (height, width), first, views = tensors[0].shape[-2:], 0, []
+    for masks in tensors:
+        leading = masks.shape[:-2]
+        count = leading.numel()
+        views.append(PackedMasks(*(_part(all_of, first, count, leading) for all_of in packed), height, width))
+        first += count
+    return views
+
+
+def _part(values: Tensor, first: int, count: int, leading: torch.Size) -> Tensor:
+    return values.narrow(0, first, count).view(*leading, *values.shape[1:])
 
 
 def _check(op: str, name: str, masks: Tensor) -> None:
@@ -116,32 +134,49 @@ def _check(op: str, name: str, masks: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got {masks.dtype} ({masks.layout})")
 
 
-def _outputs(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    leading = masks.shape[:-2]
+def _check_all(masks: Sequence[Tensor]) -> None:
+    if not masks:
+        raise ValueError("pack_masks: at least one tensor of masks is needed")
+    for index, some in enumerate(masks):
+        _check("pack_masks", f"masks[{index}]", some)
+        if some.shape[-2:] != masks[0].shape[-2:]:
+            raise ValueError(
+                f"pack_masks: masks must be of one size, got {list(masks[0].shape)} and {list(some.shape)}"
+            )
+        check_device("pack_masks", masks=masks[0], others=some)
+
+
+def _outputs(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        masks.new_empty((*leading, packed_words(*masks.shape[-2:])), dtype=torch.int64),
-        masks.new_empty(leading, dtype=torch.int64),
-        masks.new_empty((*leading, 4), dtype=torch.int32),
+        torch.empty(count, packed_words(height, width), dtype=torch.int64, device=device),
+        torch.empty(count, dtype=torch.int64, device=device),
+        torch.empty(count, 4, dtype=torch.int32, device=device),
     )
 
 
-def _pack_masks(masks: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    _check("pack_masks", "masks", masks)
-    return dispatch.choose("pack_masks", masks.device.type, backend)(masks)
+def _counts(masks: Sequence[Tensor]) -> list[int]:
+    return [some.shape[:-2].numel() for some in masks]
+
+
+def _pack_masks(masks: Sequence[Tensor], backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    _check_all(masks)
+    return dispatch.choose("pack_masks", masks[0].device.type, backend)(masks)
 
 
 def _pack_masks_fake(masks, backend=None):
-    _check("pack_masks", "masks", masks)
-    return _outputs(masks)
+    _check_all(masks)
+    return _outputs(sum(_counts(masks)), *masks[0].shape[-2:], masks[0].device)
 
 
-def _run(module, place, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if masks.element_size() != 1:
-        masks = masks != 0
-    masks = masks.contiguous()
-    outputs = _outputs(masks)
-    count = masks.shape[:-2].numel()
-    module.pack_masks(masks.data_ptr(), count, *masks.shape[-2:], *(tensor.data_ptr() for tensor in outputs), *place)
+def _run(module, place, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    counts, (height, width) = _counts(masks), masks[0].shape[-2:]
+    outputs = _outputs(sum(counts), height, width, masks[0].device)
+    first = 0
+    for some, count in zip(masks, counts):
+        some = (some if some.element_size() == 1 else some != 0).contiguous()
+        addresses = (output[first:].data_ptr() for output in outputs)
+        module.pack_masks(some.data_ptr(), count, height, width, *addresses, *place)
+        first += count
     return outputs
 
 
@@ -150,8 +185,13 @@ def _cpp(masks):
 
 
 def _cuda(masks):
-    with torch.cuda.device(masks.device):
-        return _run(native.cuda()[0], native.launch_place(masks), masks)
+    with torch.cuda.device(masks[0].device):
+        return _run(native.cuda()[0], native.launch_place(masks[0]), masks)
+
+
+def _reference(masks):
+    sets = [reference.pack_masks(some.flatten(0, -3) if some.dim() > 2 else some[None]) for some in masks]
+    return tuple(torch.cat(parts) for parts in zip(*sets))
 
 
 def _pack_rle(op: str, name: str, rle: Rle, backend: str | None) -> PackedMasks:
@@ -165,8 +205,7 @@ def _pack_rle(op: str, name: str, rle: Rle, backend: str | None) -> PackedMasks:
 def _cpp_rle(rle: Rle) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]:
     counts, starts, numbers = buffers(rle)
     count = len(numbers)
-    outputs = _outputs(torch.empty(count, rle.height, rle.width, device="meta"))
-    outputs = tuple(torch.empty_like(tensor, device="cpu") for tensor in outputs)
+    outputs = _outputs(count, rle.height, rle.width, torch.device("cpu"))
     faults = torch.empty_like(numbers)
     text = torch.frombuffer(bytearray(counts), dtype=torch.uint8) if counts else numbers
     arrays = (text, starts, numbers), (*outputs, faults)
@@ -187,11 +226,11 @@ def _reference_rle(rle: Rle) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[in
     return reference.pack_masks(masks), faults
 
 
-dispatch.register("pack_masks", cpp=_cpp, cuda=_cuda, reference=reference.pack_masks)
+dispatch.register("pack_masks", cpp=_cpp, cuda=_cuda, reference=_reference)
 dispatch.register("pack_rle", cpp=_cpp_rle, reference=_reference_rle)
 
 _pack_masks_op = define(
-    "pack_masks(Tensor masks, str? backend=None) -> (Tensor bits, Tensor areas, Tensor boxes)",
+    "pack_masks(Tensor[] masks, str? backend=None) -> (Tensor bits, Tensor areas, Tensor boxes)",
     _pack_masks,
     _pack_masks_fake,
 )

@@ -8,7 +8,7 @@
 namespace cpgr::CPGR_ISA {
 namespace {
 
-// Tiles of a strip of a mask: four masks' strips stay in the first cache and two blocks' in the second.
+// Tiles of a strip of a mask: four masks' strips stay in the first cache, a block's in the second.
 constexpr int32_t kStripTiles = 80;
 
 static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
@@ -20,6 +20,10 @@ static inline Tiles overlap(Tiles a, Tiles b) {
 
 static inline Tiles hull(Tiles a, Tiles b) {
     return {smaller(a.top, b.top), smaller(a.left, b.left), larger(a.bottom, b.bottom), larger(a.right, b.right)};
+}
+
+static inline bool same(Tiles a, Tiles b) {
+    return a.top == b.top && a.left == b.left && a.bottom == b.bottom && a.right == b.right;
 }
 
 static inline int64_t size_of(Tiles t) {
@@ -56,23 +60,43 @@ static inline int reaching(const Packed& masks, Tiles strip, int* found) {
     return count;
 }
 
+// Up to four masks, cut to a strip.
+struct Four {
+    const uint64_t* bits[4];
+    Tiles tiles[4];
+    int64_t column[4];  // of the result
+    int count = 0;
+    bool alike = true;  // they lie in the same tiles
+    inline void add(const Packed& masks, int index, Tiles strip) {
+        bits[count] = masks.bits + index * masks.stride;
+        tiles[count] = overlap(masks.tiles[index], strip);
+        column[count] = index;
+        alike = alike && same(tiles[count], tiles[0]);
+        ++count;
+    }
+};
+
 // One mask against up to four others. Where their overlaps are about the same rectangle, the mask is read once for
 // all four.
-static inline void against_four(const uint64_t* a, Tiles tiles, const Packed& others, const int* chosen, int count,
-                                int32_t columns, int64_t* inter) {
-    const uint64_t* b[4];
-    Tiles common[4];
+static inline void against_four(const uint64_t* a, Tiles tiles, const Four& others, int32_t columns, int64_t* inter) {
     int64_t* shared[4];
-    Tiles around = {};
+    if (others.count == 4 && others.alike) {
+        const Tiles common = overlap(tiles, others.tiles[0]);
+        if (size_of(common) == 0) return;
+        for (int k = 0; k < 4; ++k) shared[k] = inter + others.column[k];
+        return count_shared<4>(a, others.bits, common, columns, shared);
+    }
+    const uint64_t* b[4];
+    Tiles common[4], around = {};
     int found = 0;
     int64_t work = 0;
-    for (int k = 0; k < count; ++k) {
-        const Tiles t = overlap(tiles, others.tiles[chosen[k]]);
+    for (int k = 0; k < others.count; ++k) {
+        const Tiles t = overlap(tiles, others.tiles[k]);
         const int64_t size = size_of(t);
         if (size == 0) continue;
-        b[found] = others.bits + chosen[k] * others.stride;
+        b[found] = others.bits[k];
         common[found] = t;
-        shared[found] = inter + chosen[k];
+        shared[found] = inter + others.column[k];
         around = found ? hull(around, t) : t;
         work += size;
         ++found;
@@ -92,10 +116,13 @@ void intersect_masks(Packed a, Packed b, int32_t rows, int32_t columns, int64_t*
     for (int32_t top = 0; top < rows; top += height) {
         const Tiles strip = {top, 0, smaller(top + height, rows), columns};
         const int count_a = reaching(a, strip, from_a), count_b = reaching(b, strip, from_b);
-        for (int j = 0; j < count_b; j += 4)
+        for (int j = 0; j < count_b; j += 4) {
+            Four others;
+            for (int k = j; k < smaller(j + 4, count_b); ++k) others.add(b, from_b[k], strip);
             for (int i = 0; i < count_a; ++i)
-                against_four(a.bits + from_a[i] * a.stride, overlap(a.tiles[from_a[i]], strip), b, from_b + j,
-                             smaller(count_b - j, 4), columns, inter + from_a[i] * kMaskBlock);
+                against_four(a.bits + from_a[i] * a.stride, a.tiles[from_a[i]], others, columns,
+                             inter + from_a[i] * kMaskBlock);
+        }
     }
 }
 

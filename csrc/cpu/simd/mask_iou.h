@@ -18,7 +18,7 @@ struct Packed {
     int64_t count, stride;
 };
 
-constexpr int kMaskBlock = 64;
+constexpr int kMaskBlock = 128;
 
 CPGR_DECLARE_SIMD(
     // Adds to inter[i * kMaskBlock + j] the pixels that masks i of `a` and j of `b`, at most kMaskBlock each, share.

@@ -60,22 +60,16 @@ static inline uint64_t part_of_word(const uint8_t* bytes, int64_t count) {
 
 void pack_mask(const uint8_t* mask, Grid grid, uint64_t* bits) {
     const int64_t whole = grid.width / kTileColumns, rest = grid.width % kTileColumns;
-    for (int64_t y = 0; y < grid.rows; ++y) {
-        const int64_t first = y * kTileRows;
-        const int64_t left = grid.height - first, rows = left < kTileRows ? left : kTileRows;
-        const uint8_t* from = mask + first * grid.width;
-        for (int64_t x = 0; x < whole; ++x, from += kTileColumns, bits += kTileRows) {
-            if (rows == kTileRows) {
-                for (int r = 0; r < kTileRows; ++r) bits[r] = word_of(from + r * grid.width);
-            } else {
-                for (int r = 0; r < kTileRows; ++r) bits[r] = r < rows ? word_of(from + r * grid.width) : 0;
-            }
-        }
-        if (rest) {
-            for (int r = 0; r < kTileRows; ++r) bits[r] = r < rows ? part_of_word(from + r * grid.width, rest) : 0;
-            bits += kTileRows;
-        }
+    // Row by row, so that memory is read in order.
+    for (int64_t y = 0; y < grid.height; ++y) {
+        uint64_t* word = bits + (y / kTileRows * grid.columns) * kTileRows + y % kTileRows;
+        for (int64_t x = 0; x < whole; ++x, mask += kTileColumns, word += kTileRows) *word = word_of(mask);
+        if (rest) *word = part_of_word(mask, rest);
+        mask += rest;
     }
+    for (int64_t y = grid.height; y < grid.rows * kTileRows; ++y)
+        for (int64_t x = 0; x < grid.columns; ++x)
+            bits[(y / kTileRows * grid.columns + x) * kTileRows + y % kTileRows] = 0;
 }
 
 int64_t measure_mask(const uint64_t* bits, Grid grid, Extent* extent) {
