@@ -50,7 +50,7 @@ void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_
                                   grid.columns;
     const int64_t grain = kTilesPerThread / std::max<int64_t>(tiles_a_block, 1) + 1;
     parallel_for(total, grain, threads, [&](int64_t begin, int64_t end) {
-        std::vector<int64_t> inter(down * kMaskBlock);
+        std::vector<int64_t> inter(std::min(a.count, down) * kMaskBlock);
         for (int64_t block = begin; block < end; ++block) {
             const int64_t row = block / across * down, column = block % across * kMaskBlock;
             const Packed some_a = some(a, tiles_a, row, down), some_b = some(b, tiles_b, column, kMaskBlock);

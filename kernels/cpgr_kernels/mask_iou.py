@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, reference
-from .arguments import check_device
 from .library import define
 from .pack_masks import PackedMasks, as_packed, pack_dense
 from .reference.masks import packed_words
@@ -40,8 +39,11 @@ def mask_iou(masks1, masks2, *, iscrowd=None, pairwise: bool = True, backend: st
         (tensor([[0.2500]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
     """
     numpy = sys.modules.get("numpy")
-    as_numpy = numpy is not None and any(isinstance(side, numpy.ndarray) for side in (masks1, masks2, iscrowd))
-    packed1, packed2 = _pack_both(masks1, masks2, backend)
+    as_numpy = numpy is not None and (isinstance(masks1, numpy.ndarray) or isinstance(masks2, numpy.ndarray))
+    if isinstance(masks1, PackedMasks) and isinstance(masks2, PackedMasks):
+        packed1, packed2 = masks1, masks2
+    else:
+        packed1, packed2 = _pack_both(masks1, masks2, backend)
     if (packed1.height, packed1.width) != (packed2.height, packed2.width):
         raise ValueError(
             f"mask_iou: masks1 are {packed1.height} x {packed1.width} "
@@ -60,7 +62,8 @@ def _pack_both(masks1: Any, masks2: Any, backend: str | None) -> Sequence[Packed
     sides = {"masks1": masks1, "masks2": masks2}
     lists = {name for name, masks in sides.items() if isinstance(masks, (list, tuple))}
     dense = not lists and not any(isinstance(masks, PackedMasks) for masks in sides.values())
-    if dense and masks1 is not masks2 and type(masks1) is type(masks2) and masks1.shape[-2:] == masks2.shape[-2:]:
+    shapes = [getattr(masks, "shape", ())[-2:] for masks in sides.values()]
+    if dense and masks1 is not masks2 and shapes[0] == shapes[1]:
         return pack_dense("mask_iou", backend, **sides)
     packed: dict[str, PackedMasks] = {}
     # Run lengths go where the other side is and an empty list has the other side's size, so they wait for it.
@@ -77,6 +80,23 @@ def _pack_both(masks1: Any, masks2: Any, backend: str | None) -> Sequence[Packed
     return [packed[name] for name in sides]
 
 
+def _check_side(side: str, bits: Tensor, areas: Tensor, boxes: Tensor, height: int, width: int, words: int) -> None:
+    leading = tuple(areas.shape)
+    if (
+        bits.shape != (*leading, words)
+        or boxes.shape != (*leading, 4)
+        or bits.dtype is not torch.int64
+        or areas.dtype is not torch.int64
+        or boxes.dtype is not torch.int32
+        or bits.layout is not torch.strided
+    ):
+        got = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in (bits, areas, boxes))
+        raise ValueError(
+            f"mask_iou: bits{side}, areas{side} and boxes{side} must be as pack_masks gives them, int64 "
+            f"[..., {words}] for {height} x {width} masks, int64 [...] and int32 [..., 4], got {got}"
+        )
+
+
 def _check(
     bits1: Tensor,
     areas1: Tensor,
@@ -90,35 +110,38 @@ def _check(
     iscrowd: Tensor | None,
 ) -> torch.Size:
     """Check the arguments of the op and return the shape of the result."""
-    sides = {"1": (bits1, areas1, boxes1), "2": (bits2, areas2, boxes2)}
-    for side, (bits, areas, boxes) in sides.items():
-        leading = areas.shape
-        wanted = (*leading, packed_words(height, width)), leading, (*leading, 4)
-        kinds = torch.int64, torch.int64, torch.int32
-        for name, tensor, shape, kind in zip(("bits", "areas", "boxes"), (bits, areas, boxes), wanted, kinds):
-            if tensor.shape != shape or tensor.dtype is not kind or tensor.layout is not torch.strided:
-                raise ValueError(
-                    f"mask_iou: {name}{side} must be {list(shape)} {kind} for {height} x {width} masks as pack_masks "
-                    f"gives them, got {list(tensor.shape)} {tensor.dtype}"
-                )
-        if pairwise and areas.dim() != 1:
-            raise ValueError(
-                f"mask_iou: masks{side} must be [N, H, W] with pairwise=True, got {[*leading, height, width]}"
-            )
+    if height < 0 or width < 0:
+        raise ValueError(f"mask_iou: height and width must not be negative, got {height} and {width}")
+    words = packed_words(height, width)
+    _check_side("1", bits1, areas1, boxes1, height, width, words)
+    _check_side("2", bits2, areas2, boxes2, height, width, words)
+    if pairwise and (areas1.dim() != 1 or areas2.dim() != 1):
+        raise ValueError(
+            f"mask_iou: with pairwise=True masks1 and masks2 must be [N, H, W] and [M, H, W], "
+            f"got {[*areas1.shape, height, width]} and {[*areas2.shape, height, width]}"
+        )
     if not pairwise and areas1.shape != areas2.shape:
         raise ValueError(
             f"mask_iou: with pairwise=False as many masks1 as masks2 are needed, got {[*areas1.shape, height, width]} "
             f"and {[*areas2.shape, height, width]}"
         )
-    if height < 0 or width < 0:
-        raise ValueError(f"mask_iou: height and width must not be negative, got {height} and {width}")
+    home = bits1.device
+    for name, tensor in (
+        ("masks1", areas1),
+        ("masks1", boxes1),
+        ("masks2", bits2),
+        ("masks2", areas2),
+        ("masks2", boxes2),
+    ):
+        if tensor.device != home:
+            raise ValueError(f"mask_iou: {name} is on {tensor.device} and masks1 is on {home}")
     if iscrowd is not None and (iscrowd.shape != areas2.shape or iscrowd.dtype.is_floating_point):
         raise ValueError(
             f"mask_iou: iscrowd must be {list(areas2.shape)} of bool or integers, one entry a mask of masks2, "
             f"got {list(iscrowd.shape)} {iscrowd.dtype}"
         )
-    check_device("mask_iou", masks1=bits1, areas1=areas1, boxes1=boxes1, masks2=bits2, areas2=areas2, boxes2=boxes2)
-    check_device("mask_iou", masks2=bits2, iscrowd=iscrowd)
+    if iscrowd is not None and iscrowd.device != home:
+        raise ValueError(f"mask_iou: iscrowd is on {iscrowd.device} and the masks are on {home}")
     return torch.Size((areas1.shape[0], areas2.shape[0])) if pairwise else areas1.shape
 
 
@@ -140,11 +163,15 @@ def _mask_iou_fake(
 def _run(module, place, shape, bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd):
     out = bits1.new_empty(shape, dtype=torch.float64)
     crowd = None if iscrowd is None else (iscrowd != 0).contiguous()
-    sides = [tensor.contiguous() for tensor in (bits1, areas1, boxes1, bits2, areas2, boxes2)]
-    first, second = ([tensor.data_ptr() for tensor in side] for side in (sides[:3], sides[3:]))
+    bits1, areas1, boxes1 = bits1.contiguous(), areas1.contiguous(), boxes1.contiguous()
+    bits2, areas2, boxes2 = bits2.contiguous(), areas2.contiguous(), boxes2.contiguous()
     kernel = module.mask_iou if pairwise else module.mask_iou_pairs
     crowd_address = 0 if crowd is None else crowd.data_ptr()
-    kernel(*first, areas1.numel(), *second, areas2.numel(), height, width, crowd_address, out.data_ptr(), *place)
+    kernel(
+        *(bits1.data_ptr(), areas1.data_ptr(), boxes1.data_ptr(), areas1.numel()),
+        *(bits2.data_ptr(), areas2.data_ptr(), boxes2.data_ptr(), areas2.numel()),
+        *(height, width, crowd_address, out.data_ptr(), *place),
+    )
     return out
 
 
@@ -166,7 +193,7 @@ dispatch.register("mask_iou", cpp=_cpp, cuda=_cuda, reference=_reference)
 
 _mask_iou_op = define(
     "mask_iou(Tensor bits1, Tensor areas1, Tensor boxes1, Tensor bits2, Tensor areas2, Tensor boxes2, "
-    "int height, int width, bool pairwise, Tensor? iscrowd=None, str? backend=None) -> Tensor",
+    "SymInt height, SymInt width, bool pairwise, Tensor? iscrowd=None, str? backend=None) -> Tensor",
     _mask_iou,
     _mask_iou_fake,
 )

@@ -1,13 +1,14 @@
 """Masks of one bit a pixel. What the bits mean is in `reference.pack_masks`."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch, native, reference
-from .arguments import check_device, from_numpy
+from .arguments import from_numpy
 from .library import define
 from .reference.masks import RLE_FAULTS, packed_words
 from .rle import Rle, buffers, read_rle
@@ -108,26 +109,28 @@ def pack_dense(op: str, backend: str | None, **sides: Any) -> list[PackedMasks]:
     ]
     for name, masks in zip(sides, tensors):
         _check(op, name, masks)
-    packed = _pack_masks_op(tensors, backend)
-    (height, width), first, views = tensors[0].shape[-2:], 0, []
+    bits, areas, boxes = _pack_masks_op(tensors, backend)
+    (height, width), first, packed = tensors[0].shape[-2:], 0, []
     for masks in tensors:
         leading = masks.shape[:-2]
-        count = leading.numel()
-        views.append(PackedMasks(*(_part(all_of, first, count, leading) for all_of in packed), height, width))
+        count = prod(leading)
+        own = bits, areas, boxes
+        if len(tensors) > 1:
+            own = bits.narrow(0, first, count), areas.narrow(0, first, count), boxes.narrow(0, first, count)
+        if len(leading) != 1:
+            own = own[0].view(*leading, bits.shape[1]), own[1].view(leading), own[2].view(*leading, 4)
+        packed.append(PackedMasks(*own, height, width))
         first += count
-    return views
-
-
-def _part(values: Tensor, first: int, count: int, leading: torch.Size) -> Tensor:
-    return values.narrow(0, first, count).view(*leading, *values.shape[1:])
+    return packed
 
 
 def _check(op: str, name: str, masks: Tensor) -> None:
     if masks.dim() < 2 or max(masks.shape[-2:]) > 2**31 - 64:
         raise ValueError(f"{op}: {name} must be [..., H, W], got {list(masks.shape)}")
-    if masks.dtype.is_floating_point or masks.dtype.is_complex:
+    dtype = masks.dtype
+    if dtype.is_floating_point or dtype.is_complex:
         raise TypeError(
-            f"{op}: {name} must be bool or integers, non-zero inside, got {masks.dtype}; "
+            f"{op}: {name} must be bool or integers, non-zero inside, got {dtype}; "
             f"threshold them first, for example `{name} > 0.5`"
         )
     if masks.is_quantized or masks.layout is not torch.strided:
@@ -139,11 +142,11 @@ def _check_all(masks: Sequence[Tensor]) -> None:
         raise ValueError("pack_masks: at least one tensor of masks is needed")
     for index, some in enumerate(masks):
         _check("pack_masks", f"masks[{index}]", some)
-        if some.shape[-2:] != masks[0].shape[-2:]:
+        if some.shape[-2:] != masks[0].shape[-2:] or some.device != masks[0].device:
             raise ValueError(
-                f"pack_masks: masks must be of one size, got {list(masks[0].shape)} and {list(some.shape)}"
+                f"pack_masks: all masks must be of one size and on one device, "
+                f"got {list(masks[0].shape)} on {masks[0].device} and {list(some.shape)} on {some.device}"
             )
-        check_device("pack_masks", masks=masks[0], others=some)
 
 
 def _outputs(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +158,7 @@ def _outputs(count: int, height: int, width: int, device: torch.device) -> tuple
 
 
 def _counts(masks: Sequence[Tensor]) -> list[int]:
-    return [some.shape[:-2].numel() for some in masks]
+    return [prod(some.shape[:-2]) for some in masks]
 
 
 def _pack_masks(masks: Sequence[Tensor], backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,13 +173,13 @@ def _pack_masks_fake(masks, backend=None):
 
 def _run(module, place, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     counts, (height, width) = _counts(masks), masks[0].shape[-2:]
-    outputs = _outputs(sum(counts), height, width, masks[0].device)
-    first = 0
+    bits, areas, boxes = outputs = _outputs(sum(counts), height, width, masks[0].device)
+    addresses = bits.data_ptr(), areas.data_ptr(), boxes.data_ptr()
+    steps = 8 * bits.shape[1], 8, 16  # bytes a mask
     for some, count in zip(masks, counts):
         some = (some if some.element_size() == 1 else some != 0).contiguous()
-        addresses = (output[first:].data_ptr() for output in outputs)
         module.pack_masks(some.data_ptr(), count, height, width, *addresses, *place)
-        first += count
+        addresses = tuple(address + step * count for address, step in zip(addresses, steps))
     return outputs
 
 

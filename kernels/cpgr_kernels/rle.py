@@ -1,7 +1,7 @@
 """COCO's run-length encoded masks, as a Python list of dicts, made ready for the kernels."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,14 +25,13 @@ def read_rle(op: str, name: str, masks: Sequence[Any], size: tuple[int, int] | N
     counts, numbers = [], []
     for index, mask in enumerate(masks):
         where = f"{op}: {name}[{index}]"
-        try:
-            own, runs = mask["size"], mask["counts"]
-        except (TypeError, KeyError, IndexError):
+        if not isinstance(mask, Mapping) or "size" not in mask or "counts" not in mask:
             raise TypeError(
                 f'{where} must be {{"size": [h, w], "counts": ...}} in a list of run-length encoded masks, '
                 f"got {type(mask).__name__}; for dense masks give a tensor or an array [..., H, W]"
-            ) from None
-        own = _size(where, own)
+            )
+        runs = mask["counts"]
+        own = _size(where, mask["size"])
         if index == 0:
             size = own
         elif own != size:
