@@ -19,20 +19,24 @@ constexpr int64_t kEnoughWork = 16;
 template <class T>
 void attention_forward(const AttentionInput<T>& in, const AttentionOutput<T>& to, int threads) {
     const auto attend_tile = CPGR_SIMD(attend<T>);
-    const int64_t tile = CPGR_SIMD(attention_tile<T>)();
-    const int64_t scratch = CPGR_SIMD(attention_scratch<T>)(in);
-    const int64_t lines = in.v ? in.queries : in.row_count, tiles = (lines + tile - 1) / tile;
+    const auto attend_rows = CPGR_SIMD(attend_few<T>);
+    const bool few = !in.v && in.row_count <= kFewRows;
+    const int64_t lines = in.v ? in.queries : in.row_count, tile = few ? lines : CPGR_SIMD(attention_tile<T>)();
+    const int64_t tiles = (lines + tile - 1) / tile, scratch = CPGR_SIMD(attention_scratch<T>)(in);
     const int64_t parts = std::clamp<int64_t>(kEnoughWork / (in.batch * tiles), 1, in.heads);
 
     const int64_t size = in.batch * in.row_count * in.keys;
-    std::unique_ptr<T[]> other_maps(parts > 1 ? new T[(parts - 1) * size] : nullptr);
+    const std::unique_ptr<T[]> other_maps(parts > 1 ? new T[(parts - 1) * size] : nullptr);
     parallel_for(in.batch * tiles * parts, 1, threads, [&](int64_t begin, int64_t end) {
         const Scratch<T> mine(scratch);
         for (int64_t i = begin; i < end; ++i) {
             const int64_t part = i % parts, b = i / parts / tiles, first = i / parts % tiles * tile;
+            const int64_t head = in.heads * part / parts, head_end = in.heads * (part + 1) / parts;
             T* map = part ? other_maps.get() + (part - 1) * size : to.map;
-            attend_tile(in, to, b, first, std::min(tile, lines - first), in.heads * part / parts,
-                        in.heads * (part + 1) / parts, map, mine.get());
+            if (few)
+                attend_rows(in, to, b, head, head_end, map, mine.get());
+            else
+                attend_tile(in, to, b, first, std::min(tile, lines - first), head, head_end, map, mine.get());
         }
     });
     for (int64_t part = 1; part < parts; ++part)

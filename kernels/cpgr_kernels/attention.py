@@ -252,7 +252,7 @@ def _triton_backward(*arguments):
 # and `torch.empty_like` are not copied again.
 dispatch.register(OP, cpp=attention_cpp.forward, triton=_triton, reference=_reference)
 dispatch.register("attention_map", cpp=attention_cpp.forward, triton=_triton, reference=_reference)
-dispatch.register("attention_backward", triton=_triton_backward, reference=_reference_backward)
+dispatch.register("attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward)
 
 _MASKS = "Tensor? rows, Tensor? key_padding_mask, Tensor? attn_mask, bool is_causal, float scale, str? backend=None"
 _backward_op = define(

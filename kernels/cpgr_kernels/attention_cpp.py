@@ -32,6 +32,28 @@ def forward(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale):
     return None if out is None else out.to(kept), maps, lse
 
 
+def backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale):
+    """(grad_q, grad_k, grad_v), of no elements for a v that is None."""
+    from .attention import compute_type
+
+    dtype, kept = compute_type(q), q.dtype
+    q, k, v, grad_out = (None if x is None else x.to(dtype) for x in (q, k, v, grad_out))
+    # A row that was chosen twice adds to its gradient twice; without grad_out other rows are not visited at all.
+    grad_q = torch.zeros_like(q) if grad_out is None and rows is not None else torch.empty_like(q)
+    # A v whose output is not used has no gradient.
+    grad_v = q.new_empty(0) if v is None else torch.zeros_like(v) if grad_out is None else torch.empty_like(v)
+    grad_k, used = torch.empty_like(k), None if grad_out is None else v
+    native.cpu()[0].attention_backward(
+        dtype is torch.float64,
+        *_input(q, k, used, rows, key_padding_mask, attn_mask, is_causal, scale),
+        tuple(_address(x) for x in (grad_out, grad_map, lse)),
+        tuple(_address(x) for x in (grad_q, grad_k, None if used is None else grad_v)),
+        tuple(_strides(x) for x in (grad_out, grad_q, grad_k, None if used is None else grad_v)),
+        torch.get_num_threads(),
+    )
+    return grad_q.to(kept), grad_k.to(kept), grad_v.to(kept)
+
+
 def _input(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale):
     (batch, heads, length, width), (_, groups, keys, _) = q.shape, k.shape
     chosen = length if rows is None else rows.shape[1]

@@ -165,11 +165,81 @@ void attend(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b
     run(in, to, b, first, count, head, head_end, map, scratch);
 }
 
+template <class T>
+void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b, int64_t head, int64_t head_end,
+                T* map, T* scratch) {
+    constexpr int lanes = Lanes<T>::count;
+    const int64_t parts = blocks<T>(in.keys), whole = parts * kBlock, full = in.width / lanes, rest = in.width % lanes;
+    T *query = scratch, *scores = query + in.row_count * (in.width + lanes), *bias = scores + in.row_count * whole;
+    map += b * in.row_count * in.keys;
+    for (int64_t i = 0; i < in.row_count * in.keys; ++i) map[i] = T(0);
+    const int64_t own[1] = {0};
+
+    for (int64_t h = head; h < head_end; ++h) {
+        const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
+        const T* k = in.k + b * in.k_stride[0] + h / (in.heads / in.groups) * in.k_stride[1];
+        const int64_t padded = (full + (rest != 0)) * lanes;
+        int64_t rows[kFewRows];
+        for (int64_t i = 0; i < in.row_count; ++i) {
+            rows[i] = in.rows ? in.rows[b * in.row_count + i] : i;
+            pack(q + rows[i] * in.q_stride[2], 0, own, 1, in.width, in.scale * T(kLog2E), query + i * padded, 1);
+            for (int64_t d = in.width; d < padded; ++d) query[i * padded + d] = T(0);
+        }
+        // As many keys at a time as there are lanes: all rows read them while they are in the cache.
+        for (int64_t s = 0; s < in.keys; s += lanes) {
+            const int64_t number = in.keys - s < lanes ? in.keys - s : lanes;
+            for (int64_t i = 0; i < in.row_count; ++i) {
+                V<T> dots[lanes] = {};
+                for (int64_t j = 0; j < number; ++j) {
+                    const T *key = k + (s + j) * in.k_stride[2], *own_query = query + i * padded;
+                    V<T> sum = {};
+                    for (int64_t c = 0; c < full; ++c) sum = fma(load(key + c * lanes), load(own_query + c * lanes), sum);
+                    if (rest) sum = fma(load_first(key + full * lanes, rest), load(own_query + full * lanes), sum);
+                    dots[j] = sum;
+                }
+                store<T>(scores + i * whole + s, sums_of_lanes<T>(dots));
+            }
+        }
+        for (int64_t i = 0; i < in.row_count; ++i) {
+            T* row = scores + i * whole;
+            const T none = T(-__builtin_inf());
+            for (int64_t part = 0; part < parts; ++part) {
+                const int64_t begin = part * kBlock, end = begin + kBlock < in.keys ? begin + kBlock : in.keys;
+                const Sight sight = pack_bias(in, b, h, rows + i, 1, begin, end, bias, 1);
+                if (sight == open) continue;
+                for (int64_t s = begin; s < end; ++s)
+                    row[s] = sight == hidden || bias[s - begin] == none ? none : row[s] + bias[s - begin];
+            }
+            const int64_t last = (in.keys + lanes - 1) / lanes * lanes;
+            for (int64_t s = in.keys; s < last; ++s) row[s] = none;
+            V<T> highest = all(none), sums = {};
+            for (int64_t s = 0; s < last; s += lanes) highest = larger(highest, load(row + s));
+            T most = none, sum = T(0), lane[lanes];
+            store<T>(lane, highest);
+            for (int j = 0; j < lanes; ++j) most = lane[j] > most ? lane[j] : most;
+            const V<T> from = all(most == none ? T(0) : most);
+            for (int64_t s = 0; s < last; s += lanes) {
+                const V<T> weight = power_of_two<T>(load(row + s) - from);
+                store<T>(row + s, weight);
+                sums += weight;
+            }
+            store<T>(lane, sums);
+            for (int j = 0; j < lanes; ++j) sum += lane[j];
+            const T share = sum == 0 ? T(0) : T(1) / sum / in.heads;
+            T* mean = map + i * in.keys;
+            for (int64_t s = 0; s < in.keys; ++s) mean[s] += row[s] * share;
+            to.lse[(b * in.heads + h) * in.queries + rows[i]] =
+                sum == 0 ? T(__builtin_inf()) : T(most * kLn2 + __builtin_log(sum));
+        }
+    }
+}
+
 #define CPGR_INSTANTIATE(T)                                                                                            \
     template int64_t attention_tile<T>();                                                                              \
     template int64_t attention_scratch<T>(const AttentionInput<T>&);                                                   \
     template void attend<T>(const AttentionInput<T>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t, int64_t,   \
-                            int64_t, T*, T*);
+                            int64_t, T*, T*);                                                                          \
+    template void attend_few<T>(const AttentionInput<T>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t, T*, T*);
 CPGR_INSTANTIATE(float)
 CPGR_INSTANTIATE(double)
 

@@ -54,6 +54,21 @@ static inline void store(T* to, V<T> value) {
     __builtin_memcpy(to, &value, sizeof(value));
 }
 
+// The first `count` numbers, and 0 beyond; reads no further.
+template <class T>
+static inline V<T> load_first(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+    else
+        return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+#else
+    V<T> value = {};
+    for (int64_t i = 0; i < count; ++i) value[i] = from[i];
+    return value;
+#endif
+}
+
 template <class T>
 static inline V<T> all(T value) {
     return value - V<T>{};
@@ -111,6 +126,28 @@ static inline V<T> power_of_two(V<T> x) {
     const auto exponent = ((typename L::I)shifted << L::mantissa) + (L::bias << L::mantissa);
     const V<T> value = power_of_fraction(fraction) * (V<T>)exponent;
     return x < all(L::least) ? V<T>{} : value;
+}
+
+// Lane i is the sum of the lanes of x[i], for as many registers as one has lanes; x is overwritten.
+template <class T>
+static inline V<T> sums_of_lanes(V<T>* x) {
+    using I = typename Lanes<T>::I;
+    constexpr int lanes = Lanes<T>::count;
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) {
+        // Segments of 2 * half lanes, one a number: their halves are added, those of x[i] beside those of x[i + half].
+        I low = {}, high = {};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < lanes; ++lane) {
+            const int segment = lane / half;
+            low[lane] = segment % 2 * lanes + segment / 2 * 2 * half + lane % half;
+            high[lane] = low[lane] + half;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < half; ++i)
+            x[i] = (V<T>)__builtin_shuffle(x[i], x[i + half], low) + (V<T>)__builtin_shuffle(x[i], x[i + half], high);
+    }
+    return x[0];
 }
 
 }  // namespace cpgr::CPGR_ISA
