@@ -87,8 +87,8 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
         const int64_t group = h / (in.heads / in.groups);
         const T* k = in.k + b * in.k_stride[0] + group * in.k_stride[1];
         const T* v = in.v ? in.v + b * in.v_stride[0] + group * in.v_stride[1] : nullptr;
-        pack(in.q + b * in.q_stride[0] + h * in.q_stride[1], in.q_stride[2], queries, count, in.width,
-             in.scale * T(kLog2E), packed, row);
+        pack<T, registers>(in.q + b * in.q_stride[0] + h * in.q_stride[1], in.q_stride[2], queries, count, in.width,
+                           in.scale * T(kLog2E), packed);
         for (int64_t i = 0; i < in.value_width * row; ++i) sums[i] = T(0);
 
         Softmax<T, registers> softmax;
@@ -96,8 +96,8 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
             if (sight[part] == hidden) continue;
             const int64_t begin = part * kBlock, number = begin + kBlock < in.keys ? kBlock : in.keys - begin;
             T* block = weights + (mapped ? begin * row : 0);
-            product<T, registers>(number, in.width, k + begin * in.k_stride[2], in.k_stride[2], 1, packed, row, block,
-                                  row, false);
+            scores_of<T, registers>(number, in.width, k + begin * in.k_stride[2], in.k_stride[2], packed, block,
+                                    v ? v + begin * in.v_stride[2] : nullptr, in.v_stride[2]);
             V<T> rescale[registers];
             softmax.add(block, number, sight[part] == open ? nullptr : bias + begin * row, rescale);
             for (int r = 0; r < registers; ++r) store<T>(maxima + part * row + r * lanes, softmax.most[r]);
@@ -173,7 +173,6 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
     T *query = scratch, *scores = query + in.row_count * (in.width + lanes), *bias = scores + in.row_count * whole;
     map += b * in.row_count * in.keys;
     for (int64_t i = 0; i < in.row_count * in.keys; ++i) map[i] = T(0);
-    const int64_t own[1] = {0};
 
     for (int64_t h = head; h < head_end; ++h) {
         const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
@@ -182,8 +181,8 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
         int64_t rows[kFewRows];
         for (int64_t i = 0; i < in.row_count; ++i) {
             rows[i] = in.rows ? in.rows[b * in.row_count + i] : i;
-            pack(q + rows[i] * in.q_stride[2], 0, own, 1, in.width, in.scale * T(kLog2E), query + i * padded, 1);
-            for (int64_t d = in.width; d < padded; ++d) query[i * padded + d] = T(0);
+            for (int64_t d = 0; d < padded; ++d)
+                query[i * padded + d] = d < in.width ? q[rows[i] * in.q_stride[2] + d] * in.scale * T(kLog2E) : T(0);
         }
         // As many keys at a time as there are lanes: all rows read them while they are in the cache.
         for (int64_t s = 0; s < in.keys; s += lanes) {

@@ -62,11 +62,11 @@ void tile_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to,
     const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
     const T* k = in.k + b * in.k_stride[0] + group * in.k_stride[1];
     const T* v = in.v ? in.v + b * in.v_stride[0] + group * in.v_stride[1] : nullptr;
-    pack(q, in.q_stride[2], queries, count, in.width, in.scale * T(kLog2E), packed, row);
+    pack<T, registers>(q, in.q_stride[2], queries, count, in.width, in.scale * T(kLog2E), packed);
     gather(q, in.q_stride[2], queries, count, in.width, lines);
     if (through_output) {
         const T* grad = to.grad_out + b * to.grad_out_stride[0] + h * to.grad_out_stride[1];
-        pack(grad, to.grad_out_stride[2], queries, count, in.value_width, T(1), packed_grad, row);
+        pack<T, registers>(grad, to.grad_out_stride[2], queries, count, in.value_width, T(1), packed_grad);
         gather(grad, to.grad_out_stride[2], queries, count, in.value_width, grad_lines);
     }
     T lse[row];
@@ -82,8 +82,8 @@ void tile_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to,
         sight[part] = pack_bias(in, b, h, queries, count, begin, end, bias, row);
         if (sight[part] == hidden) continue;
         T *block = weights + begin * row, *grad_block = grads + begin * row;
-        product<T, registers>(number, in.width, k + begin * in.k_stride[2], in.k_stride[2], 1, packed, row, block, row,
-                              false);
+        scores_of<T, registers>(number, in.width, k + begin * in.k_stride[2], in.k_stride[2], packed, block,
+                                through_output ? v + begin * in.v_stride[2] : nullptr, in.v_stride[2]);
         if (through_output)
             product<T, registers>(number, in.value_width, v + begin * in.v_stride[2], in.v_stride[2], 1, packed_grad,
                                   row, grad_block, row, false);
