@@ -1,4 +1,4 @@
-// What the forward and the backward pass share: a tile of queries lies across the lanes of one or two registers, and
+// What the forward and the backward pass share: a tile of queries lies across the lanes of one to four registers, and
 // everything that is indexed by key or by feature is a row of such registers. Keys and values are then read as they lie,
 // by broadcasting single numbers, and the softmax has no operation across lanes.
 #pragma once
@@ -16,10 +16,7 @@ constexpr int kRows = 6, kSomeRows = 4;
 #endif
 
 // Keys at a time: their weights and values stay in the first-level cache. A multiple of kRows.
-#ifndef CPGR_BLOCK
-#define CPGR_BLOCK 72
-#endif
-constexpr int64_t kBlock = CPGR_BLOCK;
+constexpr int64_t kBlock = 72;
 
 // What is to be read after a product: rows of `lines` cache lines, that lie `row` apart. Heads lie beside each other in
 // memory, so that a head's rows are short and far apart, too far for the processor to see what comes next; and fetched in
@@ -66,20 +63,19 @@ static inline __attribute__((always_inline)) void product_rows(int64_t depth, co
         }
 }
 
-// The same for any number of rows.
+// The same for any number of rows, of one register or two; `row` or `column` is 1.
 template <class T, int registers>
-static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b, int64_t b_row,
-                    T* c, int64_t c_row, bool add) {
+static void narrow_product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b,
+                           int64_t b_row, T* c, int64_t c_row, bool add) {
     int64_t i = 0;
-#define CPGR_ROWS(N)                                                                                                  \
-    {                                                                                                                 \
-        if (row == 1)                                                                                                 \
-            product_rows<T, N, registers>(depth, a + i, 1, column, b, b_row, c + i * c_row, c_row, add);              \
-        else if (column == 1)                                                                                         \
-            product_rows<T, N, registers>(depth, a + i * row, row, 1, b, b_row, c + i * c_row, c_row, add);           \
-        else                                                                                                          \
-            product_rows<T, N, registers>(depth, a + i * row, row, column, b, b_row, c + i * c_row, c_row, add);      \
-        i += N;                                                                                                       \
+    // With the step of 1 known to the compiler, one pointer serves all rows, or one index all pointers.
+#define CPGR_ROWS(N)                                                                                        \
+    {                                                                                                       \
+        if (row == 1)                                                                                       \
+            product_rows<T, N, registers>(depth, a + i, 1, column, b, b_row, c + i * c_row, c_row, add);    \
+        else                                                                                                \
+            product_rows<T, N, registers>(depth, a + i * row, row, 1, b, b_row, c + i * c_row, c_row, add); \
+        i += N;                                                                                             \
     }
     while (rows - i >= kRows && rows - i != 2 * kSomeRows) CPGR_ROWS(kRows)
     while (rows - i >= kSomeRows) CPGR_ROWS(kSomeRows)
@@ -88,19 +84,47 @@ static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_
 #undef CPGR_ROWS
 }
 
-// scores[i] = sum over d of keys[i][d] * queries[d], i < count; on the way the next keys, and the values that go with
-// these, are fetched.
+// The same; there are registers for the sums of two columns of registers at a time.
+template <class T, int registers>
+static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b, int64_t b_row,
+                    T* c, int64_t c_row, bool add) {
+    constexpr int few = registers > 2 ? 2 : registers, lanes = Lanes<T>::count;
+    for (int first = 0; first < registers * lanes; first += few * lanes)
+        narrow_product<T, few>(rows, depth, a, row, column, b + first, b_row, c + first, c_row, add);
+}
+
+// scores[i] = sum over d of keys[i][d] * queries[d], i < count. On the way `ahead` fetches two rows for each of these.
 template <class T, int registers>
 static void scores_of(int64_t count, int64_t width, const T* keys, int64_t key_row, const T* queries, T* scores,
-                      const T* values, int64_t value_row) {
+                      const Ahead<T> (&ahead)[2]) {
     constexpr int row = registers * Lanes<T>::count;
     int64_t i = 0;
     for (; i + kRows <= count; i += kRows) {
-        const T* at = keys + i * key_row;
-        const Ahead<T> ahead[2] = {{at + kRows * key_row, key_row}, {values ? values + i * value_row : values, value_row}};
-        product_rows<T, kRows, registers>(width, at, key_row, 1, queries, row, scores + i * row, row, false, ahead);
+        Ahead<T> next[2] = {ahead[0], ahead[1]};
+        for (auto& each : next)
+            if (each.from) each.from += i * each.row;
+        constexpr int few = registers > 2 ? 2 : registers;
+        for (int first = 0; first < row; first += few * Lanes<T>::count)
+            product_rows<T, kRows, few>(width, keys + i * key_row, key_row, 1, queries + first, row,
+                                        scores + i * row + first, row, false, first ? nullptr : next);
     }
     product<T, registers>(count - i, width, keys + i * key_row, key_row, 1, queries, row, scores + i * row, row, false);
+}
+
+template <class T>
+static void copy_rows(const T* from, int64_t from_row, int64_t rows, int64_t width, T* to, int64_t to_row) {
+    constexpr int lanes = Lanes<T>::count;
+    for (int64_t i = 0; i < rows; ++i) {
+        int64_t d = 0;
+        for (; d + lanes <= width; d += lanes) store<T>(to + i * to_row + d, load(from + i * from_row + d));
+        for (; d < width; ++d) to[i * to_row + d] = from[i * from_row + d];
+    }
+}
+
+// Rows this far apart share few sets of the first-level cache and drive each other out: they are copied together.
+template <class T>
+static bool crowded(int64_t row) {
+    return row * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
 }
 
 // to[lane * to_row + i] = from[i * from_row + lane] * factor[lane], lane < count, i < length; from has whole registers.
