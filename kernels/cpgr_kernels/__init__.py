@@ -4,6 +4,9 @@
     nms           non-maximum suppression, torchvision's indices
     batched_nms   the same within classes (or images)
 
+    attention_with_map, attention_map   attention whose weights can be read: head mean of chosen rows, with gradient
+    region_attention                    what of a map lies in a box
+
     reference     what each op means, in plain torch; also the fallback
     backends()    which implementation runs, and why
     build_info()  what was compiled, by what, for what
@@ -15,9 +18,11 @@ export. Importing this package needs torch alone.
 """
 
 from . import reference
+from .attention import attention_map, attention_with_map
 from .box_iou import box_iou
 from .dispatch import backends
 from .native import build_info
 from .nms import batched_nms, nms
+from .region_attention import region_attention
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "reference"]
+__all__ = ["attention_map", "attention_with_map", "backends", "batched_nms", "box_iou", "build_info", "nms", "reference", "region_attention"]

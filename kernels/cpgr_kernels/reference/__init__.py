@@ -5,13 +5,14 @@ shapes, masks, ties, NaN and empty inputs.
 """
 
 from .anchors import anchor_contrast, anchor_scores, maxsim
-from .attention import attention_map, attention_with_map, region_attention
+from .attention import attention_backward, attention_map, attention_with_map, region_attention
 from .boxes import batched_nms, box_area, box_iou, box_iou_backward, nms
 from .precision import upcast
 
 __all__ = [
     "anchor_contrast",
     "anchor_scores",
+    "attention_backward",
     "attention_map",
     "attention_with_map",
     "batched_nms",
