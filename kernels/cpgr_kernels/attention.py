@@ -5,7 +5,7 @@ what it means. No [B, H, T, S] tensor is made, neither forward nor backward.
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import attention_cpp, dispatch, reference
 from .arguments import check_device
 from .library import define, differentiable
 
@@ -250,9 +250,9 @@ def _triton_backward(*arguments):
 # lse is the logarithm of a row's sum of exponentials, +inf for a row without a key; without v it need be set for the
 # chosen rows alone. The map and lse are contiguous; out and the gradients may have any layout, but those of `empty_output`
 # and `torch.empty_like` are not copied again.
-dispatch.register(OP, triton=_triton, reference=_reference)
-dispatch.register("attention_map", triton=_triton, reference=_reference)
-dispatch.register("attention_backward", triton=_triton_backward, reference=_reference_backward)
+dispatch.register(OP, cpp=attention_cpp.forward, triton=_triton, reference=_reference)
+dispatch.register("attention_map", cpp=attention_cpp.forward, triton=_triton, reference=_reference)
+dispatch.register("attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward)
 
 _MASKS = "Tensor? rows, Tensor? key_padding_mask, Tensor? attn_mask, bool is_causal, float scale, str? backend=None"
 _backward_op = define(

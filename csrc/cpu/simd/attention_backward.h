@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../attention.h"
+#include "../isa.h"
+
+namespace cpgr {
+
+CPGR_DECLARE_SIMD(
+    // Numbers of scratch that `attend_backward` needs.
+    template <class T>
+    int64_t attention_backward_scratch(const AttentionInput<T>& in);
+
+    // All gradients of key head `group` of batch b and of the query heads that read it.
+    template <class T>
+    void attend_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to, int64_t b, int64_t group,
+                         T* scratch);)
+
+}  // namespace cpgr
