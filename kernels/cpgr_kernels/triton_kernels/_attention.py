@@ -18,7 +18,7 @@ from .. import native
 # Triton's interpreter multiplies the bit patterns of bfloat16, so it is given float32.
 INTERPRETED = native.triton_interprets()
 LOG2E = 1.4426950408889634
-LARGEST_WIDTH = 256  # of a head; a tile of wider ones does not fit the registers
+LARGEST_HEAD = 512  # bytes of a row; tiles of wider ones do not fit the registers
 
 _LOG2E = tl.constexpr(LOG2E)
 
@@ -32,13 +32,18 @@ def product(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def load_tile(base, positions, inside, stride, width, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-    """Rows of `width` contiguous numbers, [positions, BLOCK], 0 where there is none."""
+def load_rows(places, inside, width, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """Rows of `width` contiguous numbers from these places, [rows, BLOCK], 0 where there is none."""
     d = tl.arange(0, BLOCK)
-    places = base + positions.to(tl.int64)[:, None] * stride + d[None, :]
     if EVEN:
-        return tl.load(places, mask=inside[:, None], other=0.0)
-    return tl.load(places, mask=inside[:, None] & (d < width)[None, :], other=0.0)
+        return tl.load(places[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+    return tl.load(places[:, None] + d[None, :], mask=inside[:, None] & (d < width)[None, :], other=0.0)
+
+
+@triton.jit
+def load_tile(base, positions, inside, stride, width, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """The rows at these positions."""
+    return load_rows(base + positions.to(tl.int64) * stride, inside, width, BLOCK, EVEN)
 
 
 @triton.jit
@@ -140,8 +145,8 @@ def aot_case(kernel, name: str, dtype: str, constants: dict[str, Any], num_warps
     whole = {"rows": "*i64", "slots": "*i32", "padding": "*u8", "mask": "*u8"}
     numbers = ("partial", "lse", "peaks", "delta", "maps", "grad_map")
     for index, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
+        if argument in constants or argument == "m_s":
+            signature[argument] = "constexpr"  # a stride of 1 is a constant to Triton
         elif argument == "scale":
             signature[argument] = "fp32"
         elif argument[1:2] == "_" or argument[2:3] == "_":
@@ -152,7 +157,7 @@ def aot_case(kernel, name: str, dtype: str, constants: dict[str, Any], num_warps
             signature[argument] = "*fp16" if dtype != "fp32" else "*fp32"
         else:
             signature[argument] = whole.get(argument, "*fp32" if argument in numbers else "i32")
-        if signature[argument][0] == "*" or signature[argument] == "i64":
+        if signature[argument][0] == "*" or signature[argument] == "i64" or argument.endswith("pitch"):
             divisible.append(index)
     attrs = {(index,): [["tt.divisibility", 16]] for index in divisible}
     options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -160,7 +165,7 @@ def aot_case(kernel, name: str, dtype: str, constants: dict[str, Any], num_warps
         "name": name,
         "kernel": kernel,
         "signature": signature,
-        "constexprs": constants,
+        "constexprs": constants | ({"m_s": 1} if "m_s" in signature else {}),
         "attrs": attrs,
         "options": options,
     }

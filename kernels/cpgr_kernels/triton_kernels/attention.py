@@ -1,6 +1,6 @@
 """Attention with a readable map on a GPU: which kernels run, on which tiles. `reference.attention` says what it means.
 
-double, and heads wider than 256, are computed by the reference.
+double, and heads of more than 512 bytes (256 numbers of 16 bits), are computed by the reference.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from .. import reference
 from . import attention_backward as backward_kernels
 from . import attention_forward as forward_kernels
-from ._attention import LARGEST_WIDTH, masks_of, on_device, precision, strides, widths
+from ._attention import LARGEST_HEAD, aot_case, masks_of, on_device, precision, strides
+from ._attention_tiles import backward_tiles, forward_tiles, map_tiles, multiprocessors, scores_tiles
 
-KEYS_AT_ONCE = 128  # of `scores_kernel`
 CHUNKS_OF_SUMS = 64
 
 
@@ -49,16 +49,24 @@ def attention_forward(
 
 
 def _is_for_reference(q: Tensor, v: Tensor | None) -> bool:
-    return q.dtype is torch.float64 or max(q.shape[3], 0 if v is None else v.shape[3]) > LARGEST_WIDTH
+    widest = max(q.shape[3], 0 if v is None else v.shape[3])
+    return q.dtype is torch.float64 or widest * q.element_size() > LARGEST_HEAD
 
 
 def _output(q: Tensor, v: Tensor, shared: dict, constants: dict) -> tuple[Tensor, Tensor]:
-    batch, heads, length, width = q.shape
+    batch, heads, length, _ = q.shape
     out = v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    tiles = forward_tiles(length, width, v.shape[3], q.element_size())
+    tiles = forward_tiles(q, length, v.shape[3], _masked(constants))
     arguments = shared | strides("v", v) | strides("o", out)
-    arguments |= {"rows": q, "chosen": length, "value_width": v.shape[3], "chunk": shared["keys"], "chunks": 1}
+    arguments |= {
+        "rows": q,
+        "chosen": length,
+        "value_width": v.shape[3],
+        "chunk": shared["keys"],
+        "chunks": 1,
+        "pitch": 1,
+    }
     forward_kernels.forward_kernel[(triton.cdiv(length, tiles["BLOCK_T"]) * heads * batch,)](
         v=v, out=out, lse=lse, VALUES=True, **arguments, **constants | {"ROWS": False}, **tiles
     )
@@ -67,29 +75,38 @@ def _output(q: Tensor, v: Tensor, shared: dict, constants: dict) -> tuple[Tensor
 
 def _sums(q: Tensor, shared: dict, constants: dict) -> Tensor:
     """lse of the chosen rows, in as many chunks of keys as it takes to fill a card."""
-    batch, heads, length, width = q.shape
+    batch, heads, _, width = q.shape
     chosen, keys = shared["chosen"], shared["keys"]
-    tiles = forward_tiles(chosen, width, width, q.element_size())
+    tiles = forward_tiles(q, chosen, width, _masked(constants))
     programs = triton.cdiv(chosen, tiles["BLOCK_T"]) * heads * batch
-    chunks = max(1, min(triton.cdiv(2 * _multiprocessors(q), programs), keys // (4 * tiles["BLOCK_S"])))
+    chunks = max(1, min(triton.cdiv(2 * multiprocessors(q), programs), keys // (4 * tiles["BLOCK_S"])))
     chunk = triton.cdiv(triton.cdiv(keys, chunks), tiles["BLOCK_S"]) * tiles["BLOCK_S"]
     chunks = triton.cdiv(keys, chunk)
-    partial = q.new_empty(batch, heads, chosen, chunks, dtype=torch.float32)
+    partial = q.new_empty(batch, heads, chosen, _pitch(chunks), dtype=torch.float32)
     unused = dict.fromkeys(("v_b", "v_h", "v_t", "o_b", "o_h", "o_t"), 0)
     forward_kernels.forward_kernel[(programs * chunks,)](
-        v=q, out=q, lse=partial, value_width=width, chunk=chunk, chunks=chunks, VALUES=False,
+        v=q, out=q, lse=partial, value_width=width, chunk=chunk, chunks=chunks, pitch=partial.shape[3], VALUES=False,
         **shared, **unused, **constants, **tiles,
     )  # fmt: skip
-    return _settled(q, partial, shared, constants)
+    return _settled(q, partial, chunks, shared, constants)
 
 
-def _settled(q: Tensor, partial: Tensor, shared: dict, constants: dict) -> Tensor:
+def _masked(constants: dict) -> bool:
+    return constants["PADDING"] or constants["MASK"] != 0
+
+
+def _pitch(count: int) -> int:
+    """Rows of scratch begin where vectors do."""
+    return triton.cdiv(count, 16) * 16
+
+
+def _settled(q: Tensor, partial: Tensor, blocks: int, shared: dict, constants: dict) -> Tensor:
     batch, heads, length, _ = q.shape
-    chosen, blocks = partial.shape[2:]
+    chosen, pitch = partial.shape[2:]
     lse = q.new_full((batch, heads, length), torch.inf, dtype=torch.float32)
     tiles = {"BLOCK_R": 16, "BLOCK_C": min(CHUNKS_OF_SUMS, max(2, triton.next_power_of_2(blocks)))}
     forward_kernels.sums_kernel[(triton.cdiv(chosen, 16) * heads * batch,)](
-        shared["rows"], partial, lse, heads, length, chosen, blocks, ROWS=constants["ROWS"], **tiles
+        shared["rows"], partial, lse, heads, length, chosen, blocks, pitch, ROWS=constants["ROWS"], **tiles
     )
     return lse
 
@@ -97,7 +114,7 @@ def _settled(q: Tensor, partial: Tensor, shared: dict, constants: dict) -> Tenso
 def _map(maps: Tensor, lse: Tensor, shared: dict, constants: dict) -> None:
     batch, chosen, keys = maps.shape
     q = shared["q"]
-    tiles = map_tiles(batch, chosen, keys, q.shape[3], shared["heads"] // shared["groups"], q.element_size(), _multiprocessors(q))
+    tiles = map_tiles(q, chosen, keys, shared["groups"])
     programs = triton.cdiv(chosen, tiles["BLOCK_R"]) * triton.cdiv(keys, tiles["BLOCK_S"]) * batch
     forward_kernels.map_kernel[(programs,)](lse=lse, maps=maps, **shared, **constants, **tiles)
 
@@ -115,19 +132,20 @@ def _scratch_type(q: Tensor) -> torch.dtype:
 def _map_of_kept_scores(q: Tensor, maps: Tensor, shared: dict, constants: dict) -> tuple[Tensor, Tensor]:
     batch, heads, length, _ = q.shape
     chosen, keys = maps.shape[1:]
-    blocks = triton.cdiv(keys, KEYS_AT_ONCE)
-    scratch = q.new_empty(batch, heads, chosen, keys, dtype=_scratch_type(q))
-    peaks, partial = q.new_empty(2, batch, heads, chosen, blocks, dtype=torch.float32)
-    tiles = scores_tiles(chosen * heads // shared["groups"], q.shape[3], q.element_size())
+    tiles = scores_tiles(q, chosen * heads // shared["groups"])
+    blocks = triton.cdiv(keys, tiles["BLOCK_S"])
+    row_pitch, pitch = _pitch(keys), _pitch(blocks)
+    scratch = q.new_empty(batch, heads, chosen, row_pitch, dtype=_scratch_type(q))
+    peaks, partial = q.new_empty(2, batch, heads, chosen, pitch, dtype=torch.float32)
+    pitches = {"row_pitch": row_pitch, "pitch": pitch}
     forward_kernels.scores_kernel[(blocks * shared["groups"] * batch,)](
-        scratch=scratch, peaks=peaks, partial=partial, **shared, **constants, **tiles
+        scratch=scratch, peaks=peaks, partial=partial, **pitches, **shared, **constants, **tiles
     )
-    lse = _settled(q, partial, shared, constants)
-    block = min(1024, max(128, triton.next_power_of_2(keys * chosen * batch // (4 * _multiprocessors(q)))))
-    rows, is_chosen = shared["rows"], constants["ROWS"]
+    lse = _settled(q, partial, blocks, shared, constants)
+    block = min(1024, max(128, triton.next_power_of_2(keys * chosen * batch // (4 * multiprocessors(q)))))
     forward_kernels.mean_kernel[(triton.cdiv(keys, block) * chosen * batch,)](
-        rows, scratch, peaks, lse, maps, heads, length, chosen, keys, blocks,
-        ROWS=is_chosen, BLOCK=KEYS_AT_ONCE, BLOCK_H=8, BLOCK_S=block, num_warps=4,
+        shared["rows"], scratch, peaks, lse, maps, heads, length, chosen, keys, **pitches,
+        ROWS=constants["ROWS"], BLOCK=tiles["BLOCK_S"], BLOCK_H=8, BLOCK_S=block, num_warps=4,
     )  # fmt: skip
     return maps, lse
 
@@ -179,7 +197,7 @@ def attention_backward(
     }
     values = {"v": q if grad_out is None else v, **_strides_or_none("v", None if grad_out is None else v)}
     with on_device(q):
-        tiles = backward_tiles(lines, width, value_width, q.element_size())
+        tiles, of_key = backward_tiles(q, lines, value_width)
         per_lines = (triton.cdiv(lines, tiles["BLOCK_T"]) * heads * batch,)
         backward_kernels.delta_kernel[per_lines](
             out=_or(out, q), value_width=value_width, **_strides_or_none("o", out), **shared, **constants, **tiles
@@ -188,10 +206,10 @@ def attention_backward(
             grad_q=grad_q, grad_scale=scale, value_width=value_width, **strides("dq", grad_q),
             **values, **shared, **constants, **tiles,
         )  # fmt: skip
-        backward_kernels.key_kernel[(triton.cdiv(keys, tiles["BLOCK_S"]) * groups * batch,)](
+        backward_kernels.key_kernel[(triton.cdiv(keys, of_key["BLOCK_S"]) * groups * batch,)](
             grad_k=grad_k, grad_v=grad_v, grad_scale=scale, value_width=value_width,
             **strides("dk", grad_k), **_strides_or_none("dv", None if grad_out is None else grad_v),
-            **values, **shared, **constants, **tiles,
+            **values, **shared, **constants, **of_key,
         )  # fmt: skip
     return grad_q, grad_k, grad_v
 
@@ -223,55 +241,41 @@ def _merged(rows: Tensor, grad_map: Tensor, length: int) -> tuple[Tensor, Tensor
     return torch.where((owner == order) & (place < length), rows, -1), slots.contiguous(), merged
 
 
-def _multiprocessors(q: Tensor) -> int:
-    return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+def _aot_cases() -> list[dict]:
+    """What models run: heads of 64 and 128 in bfloat16, and of 64 in float32; one with all masks."""
+    cases = []
+    plain = {"PADDING": False, "MASK": 0, "IS_CAUSAL": False, "LATE": True, "ROWS": False, "WIDEN": False}
+    masked = plain | {"PADDING": True, "MASK": 1, "IS_CAUSAL": True}
+    forward, backward = forward_kernels, backward_kernels
+
+    def add(kernel, dtype, name, settings, cores="wgmma"):
+        constants = {name: value for name, value in settings.items() if name in kernel.arg_names}
+        name = f"{kernel.fn.__name__}, {dtype}, {name}"
+        case = aot_case(kernel, name, dtype, constants, settings["num_warps"], settings["num_stages"])
+        cases.append(case | {"tensor_cores": cores})
+
+    for dtype, torch_dtype, width in (
+        ("bf16", torch.bfloat16, 64),
+        ("bf16", torch.bfloat16, 128),
+        ("fp32", torch.float32, 64),
+    ):
+        q = torch.empty(1, 32, 4096, width, dtype=torch_dtype, device="meta")
+        common = plain | {"VALUES": True, "MAP": True, "SLOTS": True, "PRECISION": "tf32x3"}
+        of_query, of_key = backward_tiles(q, 4096, width)
+        add(forward.forward_kernel, dtype, f"{width}", common | forward_tiles(q, 4096, width, False))
+        cores = "mma" if dtype == "fp32" else "wgmma"
+        add(backward.key_kernel, dtype, f"{width}", common | of_key, cores)
+        if width == 128 or dtype == "fp32":
+            add(backward.query_kernel, dtype, f"{width}", common | of_query, cores)
+        if width == 128:
+            add(forward.forward_kernel, dtype, f"{width}, masks", common | masked | forward_tiles(q, 4096, width, True))
+            add(forward.map_kernel, dtype, f"{width}, all rows", common | map_tiles(q, 4096, 4096, 32))
+            add(forward.map_kernel, dtype, f"{width}, 4 x 16 rows", common | masked | map_tiles(q, 16, 1 << 20, 8))
+            add(forward.scores_kernel, dtype, f"{width}", common | masked | scores_tiles(q, 64), "mma")
+    options = {"ROWS": True, "num_warps": 4, "num_stages": 1}
+    add(forward.sums_kernel, "bf16", "", {"BLOCK_R": 16, "BLOCK_C": CHUNKS_OF_SUMS, **options}, None)
+    add(forward.mean_kernel, "bf16", "", {"BLOCK": 128, "BLOCK_H": 8, "BLOCK_S": 1024, **options}, None)
+    return cases
 
 
-def _rows_of_tile(rows: int, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(rows)))
-
-
-def forward_tiles(rows: int, width: int, value_width: int, bytes_each: int) -> dict:
-    """Tiles of `forward_kernel`."""
-    block = max(width, value_width)
-    if bytes_each == 4:
-        most, keys, warps, stages = (64, 32, 4, 2) if block <= 64 else (64, 32, 8, 2) if block <= 128 else (32, 16, 8, 1)
-    elif block <= 64:
-        most, keys, warps, stages = 128, 64, 4, 3
-    elif block <= 128:
-        most, keys, warps, stages = 128, 64, 8, 3
-    else:
-        most, keys, warps, stages = 128, 32, 8, 2
-    tile = _rows_of_tile(rows, most)
-    warps = 4 if tile < 128 and block <= 128 else warps
-    return {"BLOCK_T": tile, "BLOCK_S": keys, **widths(width, value_width), "num_warps": warps, "num_stages": stages}
-
-
-def map_tiles(batch: int, rows: int, keys: int, width: int, shared: int, bytes_each: int, processors: int) -> dict:
-    """Tiles of `map_kernel`: as many keys at once as leave a program for every multiprocessor."""
-    tile = _rows_of_tile(rows, 128 if bytes_each == 2 and width <= 128 else 32)
-    stack = max(1, min(triton.next_power_of_2(shared), 64 // tile))
-    most = 128 if bytes_each == 2 and width <= 128 else 32
-    programs = batch * triton.cdiv(rows, tile)
-    while most > 32 and programs * triton.cdiv(keys, most) < processors:
-        most //= 2
-    warps = 8 if tile * stack * most >= 128 * 128 else 4
-    return {"BLOCK_R": tile, "STACK": stack, "BLOCK_S": most, **widths(width), "num_warps": warps, "num_stages": 3}
-
-
-def scores_tiles(rows: int, width: int, bytes_each: int) -> dict:
-    """Tiles of `scores_kernel`; its block of keys is KEYS_AT_ONCE, which the scratch is made of."""
-    tile = _rows_of_tile(rows, 64 if bytes_each == 2 else 16)
-    warps = 4 if width * bytes_each <= 256 else 8
-    return {"BLOCK_R": tile, "BLOCK_S": KEYS_AT_ONCE, **widths(width), "num_warps": warps, "num_stages": 1}
-
-
-def backward_tiles(rows: int, width: int, value_width: int, bytes_each: int) -> dict:
-    """Tiles of all three backward kernels."""
-    block = max(width, value_width)
-    if bytes_each == 4:
-        most, keys, warps, stages = (32, 32, 4, 1) if block <= 64 else (16, 32, 8, 1) if block <= 128 else (16, 16, 8, 1)
-    else:
-        most, keys, warps, stages = (64, 64, 4, 2) if block <= 64 else (64, 64, 8, 2) if block <= 128 else (32, 32, 8, 1)
-    tile = _rows_of_tile(rows, most)
-    return {"BLOCK_T": tile, "BLOCK_S": keys, **widths(width, value_width), "num_warps": warps, "num_stages": stages}
+AOT_CASES = _aot_cases()

@@ -320,7 +320,7 @@ def key_kernel(
         first = start // BLOCK_T * BLOCK_T
     of_key = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
     of_value = tl.zeros([BLOCK_S, BLOCK_E], tl.float32)
-    for head in range(0, shared):
+    for head in range(shared):
         h = g * shared + head
         head_mask = mask + b * m_b + h * m_h
         for line in range(first, lines, BLOCK_T):

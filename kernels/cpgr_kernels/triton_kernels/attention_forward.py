@@ -14,7 +14,7 @@ Bytes: K once, B H R S 16-bit numbers written and read (from L2, where they fit)
 import triton
 import triton.language as tl
 
-from ._attention import aot_case, factor, hide, load_tile, product
+from ._attention import factor, hide, load_rows, load_tile, product
 
 
 @triton.jit
@@ -74,7 +74,9 @@ def _walk(
     return sums, total, new
 
 
-@triton.jit(do_not_specialize=["heads", "groups", "length", "chosen", "keys", "width", "value_width", "chunk", "chunks"])
+@triton.jit(
+    do_not_specialize=["heads", "groups", "length", "chosen", "keys", "width", "value_width", "chunk", "chunks"]
+)
 def forward_kernel(
     q,
     k,
@@ -109,6 +111,7 @@ def forward_kernel(
     value_width,
     chunk,
     chunks,
+    pitch,
     scale,
     VALUES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -125,7 +128,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """VALUES: out [B, H, T, E] and lse [B, H, T]. Else lse [B, H, chosen, chunks], to the base 2 and -inf of no keys."""
+    """VALUES: out [B, H, T, E] and lse [B, H, T]. Else lse [B, H, chosen, pitch], one of each chunk, to the base 2 and -inf of no keys."""
     tiles = tl.cdiv(chosen, BLOCK_T)
     place = tl.program_id(0)
     tile = place % tiles
@@ -184,7 +187,7 @@ def forward_kernel(
         tl.store(lse + (b * heads + h) * length + i, found, mask=row_ok)
     else:
         found = tl.where(blind, float("-inf"), largest + tl.log2(total))
-        tl.store(lse + ((b * heads + h) * chosen + i) * chunks + part, found, mask=i < chosen)
+        tl.store(lse + ((b * heads + h) * chosen + i) * pitch + part, found, mask=i < chosen)
 
 
 @triton.jit(do_not_specialize=["heads", "groups", "length", "chosen", "keys", "width"])
@@ -251,21 +254,22 @@ def map_kernel(
         steps = tl.where(start < (tile + 1) * BLOCK_R, steps, 0)
     times = factor(scale, LATE)
     sums = tl.zeros([STACK * BLOCK_R, BLOCK_S], tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         g = step // stacks
-        of_group = step % stacks * STACK + line // BLOCK_R
-        h = (g * shared + of_group).to(tl.int64)
-        ok = row_ok & (of_group < shared)
-        d = tl.arange(0, BLOCK_D)
-        q_places = q + b * q_b + h[:, None] * q_h + t.to(tl.int64)[:, None] * q_t + d[None, :]
-        if EVEN_D:
-            q_tile = tl.load(q_places, mask=ok[:, None], other=0.0)
-        else:
-            q_tile = tl.load(q_places, mask=ok[:, None] & (d < width)[None, :], other=0.0)
         k_tile = load_tile(k + b * k_b + g * k_h, s, s_ok, k_t, width, BLOCK_D, EVEN_D)
+        if STACK == 1:
+            h = (g * shared + step % stacks).to(tl.int64)
+            ok = row_ok
+            q_tile = load_tile(q + b * q_b + h * q_h, t, ok, q_t, width, BLOCK_D, EVEN_D)
+            head_mask = mask + b * m_b + h * m_h
+        else:
+            of_group = step % stacks * STACK + line // BLOCK_R
+            h = (g * shared + of_group).to(tl.int64)
+            ok = row_ok & (of_group < shared)
+            q_tile = load_rows(q + b * q_b + h * q_h + t.to(tl.int64) * q_t, ok, width, BLOCK_D, EVEN_D)
+            head_mask = (mask + b * m_b + h * m_h)[:, None]
         scores = product(q_tile, tl.trans(k_tile), PRECISION, WIDEN)
         there = ok[:, None] & s_ok[None, :]
-        head_mask = mask + b * m_b + h[:, None] * m_h
         scores = hide(
             scores, t[:, None], s[None, :], there, padding + b * keys, head_mask, m_t, m_s, scale,
             PADDING, MASK, IS_CAUSAL, LATE,
@@ -305,6 +309,8 @@ def scores_kernel(
     chosen,
     keys,
     width,
+    row_pitch,
+    pitch,
     scale,
     ROWS: tl.constexpr,
     PADDING: tl.constexpr,
@@ -320,8 +326,8 @@ def scores_kernel(
 ):
     """One block of keys against the chosen rows of all heads that share it.
 
-    scratch [B, H, chosen, S]: exp(score - peak). peaks and partial [B, H, chosen, blocks]: the block's largest score and
-    the logarithm of its sum, both to the base 2, -inf where no key takes part.
+    scratch [B, H, chosen, row_pitch]: exp(score - peak). peaks and partial [B, H, chosen, pitch]: each block's largest
+    score and the logarithm of its sum, both to the base 2, -inf where no key takes part.
     """
     blocks = tl.cdiv(keys, BLOCK_S)
     place = tl.program_id(0)
@@ -333,7 +339,6 @@ def scores_kernel(
     k_tile = load_tile(k + b * k_b + g * k_h, s, s_ok, k_t, width, BLOCK_D, EVEN_D)
     shared = heads // groups
     times = factor(scale, LATE)
-    d = tl.arange(0, BLOCK_D)
     for first in range(0, shared * chosen, BLOCK_R):
         line = first + tl.arange(0, BLOCK_R)
         h = (g * shared + line // chosen).to(tl.int64)
@@ -344,14 +349,10 @@ def scores_kernel(
         if ROWS:
             t = tl.load(rows + b * chosen + r, mask=ok, other=-1).to(tl.int32)
             ok = ok & (t >= 0) & (t < length)
-        q_places = q + b * q_b + h[:, None] * q_h + t.to(tl.int64)[:, None] * q_t + d[None, :]
-        if EVEN_D:
-            q_tile = tl.load(q_places, mask=ok[:, None], other=0.0)
-        else:
-            q_tile = tl.load(q_places, mask=ok[:, None] & (d < width)[None, :], other=0.0)
+        q_tile = load_rows(q + b * q_b + h * q_h + t.to(tl.int64) * q_t, ok, width, BLOCK_D, EVEN_D)
         scores = product(q_tile, tl.trans(k_tile), PRECISION, WIDEN)
         there = ok[:, None] & s_ok[None, :]
-        head_mask = mask + b * m_b + h[:, None] * m_h
+        head_mask = (mask + b * m_b + h * m_h)[:, None]
         scores = hide(
             scores, t[:, None], s[None, :], there, padding + b * keys, head_mask, m_t, m_s, scale,
             PADDING, MASK, IS_CAUSAL, LATE,
@@ -363,17 +364,27 @@ def scores_kernel(
         total = tl.sum(weights, 1)
         log = tl.where(total == 0, float("-inf"), peak + tl.log2(tl.where(total == 0, 1.0, total)))
         of_row = (b * heads + h) * chosen + r
-        tl.store(peaks + of_row * blocks + block, peak, mask=exists)
-        tl.store(partial + of_row * blocks + block, log, mask=exists)
+        tl.store(peaks + of_row * pitch + block, peak, mask=exists)
+        tl.store(partial + of_row * pitch + block, log, mask=exists)
         kept = weights.to(scratch.dtype.element_ty)
-        tl.store(scratch + of_row[:, None] * keys + s[None, :], kept, mask=exists[:, None] & s_ok[None, :])
+        tl.store(scratch + of_row[:, None] * row_pitch + s[None, :], kept, mask=exists[:, None] & s_ok[None, :])
 
 
 @triton.jit(do_not_specialize=["heads", "length", "chosen", "blocks"])
 def sums_kernel(
-    rows, partial, lse, heads, length, chosen, blocks, ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+    rows,
+    partial,
+    lse,
+    heads,
+    length,
+    chosen,
+    blocks,
+    pitch,
+    ROWS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """lse [B, H, T], natural and +inf of no keys, at the chosen rows, from partial [B, H, chosen, blocks]."""
+    """lse [B, H, T], natural and +inf of no keys, at the chosen rows, from `blocks` of partial [B, H, chosen, pitch]."""
     tiles = tl.cdiv(chosen, BLOCK_R)
     r = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
     of_head = (tl.program_id(0) // tiles).to(tl.int64)
@@ -382,8 +393,10 @@ def sums_kernel(
     total = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, blocks, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        places = partial + (of_head * chosen + r[:, None]) * blocks + c[None, :]
-        logs = tl.load(places, mask=ok[:, None] & (c < blocks)[None, :], other=float("-inf"))
+        places = partial + (of_head * chosen + r[:, None]) * pitch + c[None, :]
+        # A mask by the pitch, a multiple of 16, leaves vectors whole.
+        logs = tl.load(places, mask=ok[:, None] & (c < pitch)[None, :], other=float("-inf"))
+        logs = tl.where((c < blocks)[None, :], logs, float("-inf"))
         new = tl.maximum(largest, tl.max(logs, 1))
         shift = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp2(largest - shift) + tl.sum(tl.exp2(logs - shift[:, None]), 1)
@@ -397,7 +410,7 @@ def sums_kernel(
     tl.store(lse + of_head * length + t, found, mask=ok)
 
 
-@triton.jit(do_not_specialize=["heads", "length", "chosen", "keys", "blocks"])
+@triton.jit(do_not_specialize=["heads", "length", "chosen", "keys"])
 def mean_kernel(
     rows,
     scratch,
@@ -408,7 +421,8 @@ def mean_kernel(
     length,
     chosen,
     keys,
-    blocks,
+    row_pitch,
+    pitch,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -431,7 +445,9 @@ def mean_kernel(
         logs = tl.load(lse + (b * heads + h) * length + t, mask=ok, other=float("inf")) * 1.4426950408889634
         of_row = (b * heads + h) * chosen + r
         there = ok[:, None] & s_ok[None, :]
-        peak = tl.load(peaks + of_row[:, None] * blocks + (s // BLOCK)[None, :], mask=there, other=float("-inf"))
-        kept = tl.load(scratch + of_row[:, None] * keys + s[None, :], mask=there, other=0.0).to(tl.float32)
+        peak = tl.load(peaks + of_row[:, None] * pitch + (s // BLOCK)[None, :], mask=there, other=float("-inf"))
+        kept = tl.load(
+            scratch + of_row[:, None] * row_pitch + s[None, :], mask=ok[:, None] & (s < row_pitch)[None, :], other=0.0
+        ).to(tl.float32)
         sums += tl.sum(kept * tl.exp2(peak - logs[:, None]), 0)
     tl.store(maps + (b * chosen + r) * keys + s, sums / heads, mask=s_ok)
