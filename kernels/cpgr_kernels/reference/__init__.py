@@ -5,7 +5,7 @@ shapes, masks, ties, NaN and empty inputs.
 """
 
 from .anchors import anchor_contrast, anchor_scores, maxsim
-from .attention import attention_map, attention_with_map, region_attention
+from .attention import attend, attention_backward, attention_map, attention_with_map, region_attention
 from .boxes import (
     BoxMatch,
     batched_nms,
@@ -17,12 +17,17 @@ from .boxes import (
     generalized_box_iou_backward,
     nms,
 )
+from .masks import decode_rle, mask_iou, pack_masks, packed_words, unpack_masks
+from .overlap import mask_overlap, mask_overlap_backward
+from .polygons import rasterize_polygons
 from .precision import upcast
 
 __all__ = [
     "BoxMatch",
     "anchor_contrast",
     "anchor_scores",
+    "attend",
+    "attention_backward",
     "attention_map",
     "attention_with_map",
     "batched_nms",
@@ -30,10 +35,18 @@ __all__ = [
     "box_iou",
     "box_iou_backward",
     "box_match",
+    "decode_rle",
     "generalized_box_iou",
     "generalized_box_iou_backward",
+    "mask_iou",
+    "mask_overlap",
+    "mask_overlap_backward",
     "maxsim",
     "nms",
+    "pack_masks",
+    "packed_words",
+    "rasterize_polygons",
     "region_attention",
+    "unpack_masks",
     "upcast",
 ]
