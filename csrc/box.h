@@ -44,19 +44,20 @@ CPGR_INLINE T area_of(Box<T> box) {
     return (box.x2 - box.x1) * (box.y2 - box.y1);
 }
 
-// a - b. Kernels may put another way to the same number in its place (see csrc/cpu/simd/box_iou.cpp).
+// Two steps that kernels may take another way to the same number (see csrc/cpu/simd/box_iou.cpp).
 template <class T>
-struct Minus {
-    CPGR_MEMBER T operator()(T a, T b) const { return a - b; }
+struct Steps {
+    CPGR_MEMBER T minus(T a, T b) const { return a - b; }
+    CPGR_MEMBER T positive(T a) const { return larger(a, T(0)); }
 };
 
 // A NaN coordinate makes the area NaN and with it the IoU, whatever `larger` and `smaller` do with it.
-template <class T, class Difference = Minus<T>>
-CPGR_INLINE T iou_of(Box<T> a, T area_a, Box<T> b, T area_b, Difference minus = {}) {
-    const T width = larger(minus(smaller(a.x2, b.x2), larger(a.x1, b.x1)), T(0));
-    const T height = larger(minus(smaller(a.y2, b.y2), larger(a.y1, b.y1)), T(0));
+template <class T, class How = Steps<T>>
+CPGR_INLINE T iou_of(Box<T> a, T area_a, Box<T> b, T area_b, How how = {}) {
+    const T width = how.positive(how.minus(smaller(a.x2, b.x2), larger(a.x1, b.x1)));
+    const T height = how.positive(how.minus(smaller(a.y2, b.y2), larger(a.y1, b.y1)));
     const T inter = width * height;
-    return inter / minus(area_a + area_b, inter);
+    return inter / how.minus(area_a + area_b, inter);
 }
 
 // A denominator that is kept at or above `floor`; NaN stays NaN, as in torch.clamp.
@@ -66,14 +67,16 @@ CPGR_INLINE T at_least(T floor, T value) {
 }
 
 // IoU less the part of the hull, the smallest box round both, that neither box covers.
-template <class T, class Difference = Minus<T>>
-CPGR_INLINE T generalized_iou_of(Box<T> a, T area_a, Box<T> b, T area_b, T floor, Difference minus = {}) {
-    const T width = larger(minus(smaller(a.x2, b.x2), larger(a.x1, b.x1)), T(0));
-    const T height = larger(minus(smaller(a.y2, b.y2), larger(a.y1, b.y1)), T(0));
+template <class T, class How = Steps<T>>
+CPGR_INLINE T generalized_iou_of(Box<T> a, T area_a, Box<T> b, T area_b, T floor, How how = {}) {
+    const T width = how.positive(how.minus(smaller(a.x2, b.x2), larger(a.x1, b.x1)));
+    const T height = how.positive(how.minus(smaller(a.y2, b.y2), larger(a.y1, b.y1)));
     const T inter = width * height;
-    const T joint = minus(area_a + area_b, inter);
-    const T hull = minus(larger(a.x2, b.x2), smaller(a.x1, b.x1)) * minus(larger(a.y2, b.y2), smaller(a.y1, b.y1));
-    return minus(inter / at_least(floor, joint), minus(hull, joint) / at_least(floor, hull));
+    const T joint = how.minus(area_a + area_b, inter);
+    const T across = how.minus(larger(a.x2, b.x2), smaller(a.x1, b.x1));
+    const T down = how.minus(larger(a.y2, b.y2), smaller(a.y1, b.y1));
+    const T hull = across * down;
+    return how.minus(inter / at_least(floor, joint), how.minus(hull, joint) / at_least(floor, hull));
 }
 
 // The gradients of both boxes from those of the intersection, of an area (the union's) and of the hull. Where two
@@ -128,9 +131,9 @@ template <class T>
 struct Iou {
     using Number = T;
 
-    template <class Difference = Minus<T>>
-    CPGR_MEMBER T value(Box<T> a, T area_a, Box<T> b, T area_b, Difference minus = {}) const {
-        return iou_of(a, area_a, b, area_b, minus);
+    template <class How = Steps<T>>
+    CPGR_MEMBER T value(Box<T> a, T area_a, Box<T> b, T area_b, How how = {}) const {
+        return iou_of(a, area_a, b, area_b, how);
     }
 
     CPGR_MEMBER void gradient(Box<T> a, Box<T> b, T grad, Box<T>& grad_a, Box<T>& grad_b) const {
@@ -146,9 +149,9 @@ struct GeneralizedIou {
     using Number = T;
     T floor;  // of both denominators; -infinity for none
 
-    template <class Difference = Minus<T>>
-    CPGR_MEMBER T value(Box<T> a, T area_a, Box<T> b, T area_b, Difference minus = {}) const {
-        return generalized_iou_of(a, area_a, b, area_b, floor, minus);
+    template <class How = Steps<T>>
+    CPGR_MEMBER T value(Box<T> a, T area_a, Box<T> b, T area_b, How how = {}) const {
+        return generalized_iou_of(a, area_a, b, area_b, floor, how);
     }
 
     CPGR_MEMBER void gradient(Box<T> a, Box<T> b, T grad, Box<T>& grad_a, Box<T>& grad_b) const {

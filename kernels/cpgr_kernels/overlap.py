@@ -77,7 +77,8 @@ class Overlap:
         name = self.name
         check_boxes(name, "boxes1", boxes1)
         check_boxes(name, "boxes2", boxes2)
-        check_device(name, boxes1=boxes1, boxes2=boxes2)
+        if boxes1.device != boxes2.device:
+            check_device(name, boxes1=boxes1, boxes2=boxes2)
         kept = 2 if pairwise else 1
         leading = boxes1.shape[:-kept]
         if boxes1.dim() < kept or boxes2.dim() < kept or leading != boxes2.shape[:-kept]:
