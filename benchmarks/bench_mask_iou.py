@@ -14,6 +14,7 @@ from .peers import peer
 
 HEIGHT, WIDTH = 480, 640
 SIZES = (1, 10, 100, 256)
+KINDS = {"blobs": blobs, "small blobs": partial(blobs, small=True), "ragged": ragged}
 RLE_LIBRARIES = {
     "pycocotools": "pycocotools.mask",
     "faster-coco-eval": "faster_coco_eval.core.mask",
@@ -23,7 +24,7 @@ RLE_LIBRARIES = {
 
 def cases() -> Iterator[Case]:
     """By kind of mask and number, each from dense masks and packed once; run lengths at 100 x 100."""
-    for kind, make in (("blobs", blobs), ("ragged", ragged)):
+    for kind, make in KINDS.items():
         for count in SIZES:
             dense = [make(count, HEIGHT, WIDTH, seed) for seed in (1, 2)]
             name = f"{count} x {count} {kind}"

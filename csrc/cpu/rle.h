@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "../packed.h"
 
@@ -71,7 +70,7 @@ private:
 // begins or ends in a column, and every row is then XORed with the row above.
 template <class Runs>
 RleFault paint_runs(Runs runs, Grid grid, uint64_t* bits, uint64_t* carry) {
-    std::memset(bits, 0, grid.words() * sizeof(uint64_t));
+    for (int64_t k = 0; k < grid.words(); ++k) bits[k] = 0;
     const auto flip = [&](int64_t row, int64_t column) {
         const int64_t tile = row / kTileRows * grid.columns + column / kTileColumns;
         bits[tile * kTileRows + row % kTileRows] ^= uint64_t{1} << (column % kTileColumns);

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import dispatch, native, reference
 from .library import define
-from .pack_masks import PackedMasks, as_packed, pack_dense
+from .pack_masks import PackedMasks, as_packed, pack_dense, pack_rle
 from .reference.masks import packed_words
+from .rle import read_rle
 
 
 def mask_iou(masks1, masks2, *, iscrowd=None, pairwise: bool = True, backend: str | None = None):
@@ -59,25 +60,36 @@ def mask_iou(masks1, masks2, *, iscrowd=None, pairwise: bool = True, backend: st
 
 
 def _pack_both(masks1: Any, masks2: Any, backend: str | None) -> Sequence[PackedMasks]:
-    sides = {"masks1": masks1, "masks2": masks2}
-    lists = {name for name, masks in sides.items() if isinstance(masks, (list, tuple))}
-    dense = not lists and not any(isinstance(masks, PackedMasks) for masks in sides.values())
-    shapes = [getattr(masks, "shape", ())[-2:] for masks in sides.values()]
-    if dense and masks1 is not masks2 and shapes[0] == shapes[1]:
-        return pack_dense("mask_iou", backend, **sides)
-    packed: dict[str, PackedMasks] = {}
-    # Run lengths go where the other side is and an empty list has the other side's size, so they wait for it.
-    for name in sorted(sides, key=lambda name: (name in lists) + (name in lists and not sides[name])):
-        other = next(iter(packed.values()), None)
-        if name not in lists:
-            same = other is not None and masks1 is masks2
-            packed[name] = other if same else as_packed("mask_iou", name, sides[name], backend)
-            continue
-        size = (0, 0) if other is None else (other.height, other.width)
-        # No other backend than the reference can be asked for them.
-        own = as_packed("mask_iou", name, sides[name], backend if backend == "reference" else None, size)
-        packed[name] = own if other is None else own.to(other.device)
-    return [packed[name] for name in sides]
+    """Both sides together where they can be: one allocation is returned to the system less often than two."""
+    is_list1, is_list2 = isinstance(masks1, (list, tuple)), isinstance(masks2, (list, tuple))
+    # Run lengths are read on the CPU, and by no backend but these two.
+    on_lists = backend if backend == "reference" else None
+    if is_list1 and is_list2:
+        return _pack_lists(masks1, masks2, on_lists)
+    if is_list1 or is_list2:
+        # Run lengths go where the other side is, and an empty list has the other side's size.
+        (dense_name, dense), (list_name, runs) = ("masks1", masks1), ("masks2", masks2)
+        if is_list1:
+            (dense_name, dense), (list_name, runs) = (list_name, runs), (dense_name, dense)
+        dense = as_packed("mask_iou", dense_name, dense, backend)
+        runs = as_packed("mask_iou", list_name, runs, on_lists, (dense.height, dense.width)).to(dense.device)
+        return (runs, dense) if is_list1 else (dense, runs)
+    if masks1 is masks2:
+        return [as_packed("mask_iou", "masks1", masks1, backend)] * 2
+    packed = isinstance(masks1, PackedMasks) or isinstance(masks2, PackedMasks)
+    if not packed and getattr(masks1, "shape", ())[-2:] == getattr(masks2, "shape", ())[-2:]:
+        return pack_dense("mask_iou", backend, masks1=masks1, masks2=masks2)
+    return [as_packed("mask_iou", name, masks, backend) for name, masks in (("masks1", masks1), ("masks2", masks2))]
+
+
+def _pack_lists(masks1: Sequence, masks2: Sequence, backend: str | None) -> list[PackedMasks]:
+    first = read_rle("mask_iou", "masks1", masks1, (0, 0))
+    second = read_rle("mask_iou", "masks2", masks2, (first.height, first.width))
+    if not masks1:
+        first = first._replace(height=second.height, width=second.width)
+    if (first.height, first.width) != (second.height, second.width):
+        return [*pack_rle("mask_iou", backend, masks1=first), *pack_rle("mask_iou", backend, masks2=second)]
+    return pack_rle("mask_iou", backend, masks1=first, masks2=second)
 
 
 def _check_side(side: str, bits: Tensor, areas: Tensor, boxes: Tensor, height: int, width: int, words: int) -> None:

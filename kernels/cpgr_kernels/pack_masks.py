@@ -11,7 +11,7 @@ from . import dispatch, native, reference
 from .arguments import from_numpy
 from .library import define
 from .reference.masks import RLE_FAULTS, packed_words
-from .rle import Rle, buffers, read_rle
+from .rle import Rle, buffers, concatenated, read_rle
 
 
 class PackedMasks:
@@ -98,7 +98,7 @@ def as_packed(op: str, name: str, masks: Any, backend: str | None, size: tuple[i
     if isinstance(masks, PackedMasks):
         return masks
     if isinstance(masks, (list, tuple)):
-        return _pack_rle(op, name, read_rle(op, name, masks, size), backend)
+        return pack_rle(op, backend, **{name: read_rle(op, name, masks, size)})[0]
     return pack_dense(op, backend, **{name: masks})[0]
 
 
@@ -109,19 +109,33 @@ def pack_dense(op: str, backend: str | None, **sides: Any) -> list[PackedMasks]:
     ]
     for name, masks in zip(sides, tensors):
         _check(op, name, masks)
-    bits, areas, boxes = _pack_masks_op(tensors, backend)
-    (height, width), first, packed = tensors[0].shape[-2:], 0, []
-    for masks in tensors:
-        leading = masks.shape[:-2]
-        count = prod(leading)
-        own = bits, areas, boxes
-        if len(tensors) > 1:
+    packed = _pack_masks_op(tensors, backend)
+    return _split(packed, [masks.shape[:-2] for masks in tensors], *tensors[0].shape[-2:])
+
+
+def pack_rle(op: str, backend: str | None, **sides: Rle) -> list[PackedMasks]:
+    """Run lengths of one size, packed into one piece of memory."""
+    rle = concatenated(sides.values())
+    packed, faults = dispatch.choose("pack_rle", "cpu", backend)(rle)
+    if any(faults):
+        places = [f"{name}[{index}]" for name, side in sides.items() for index in range(len(side.counts))]
+        place, fault = next((place, fault) for place, fault in zip(places, faults) if fault)
+        raise ValueError(f"{op}: {place} of {rle.height} x {rle.width}: {RLE_FAULTS[fault]}")
+    return _split(packed, [(len(side.counts),) for side in sides.values()], rle.height, rle.width)
+
+
+def _split(packed: tuple[Tensor, Tensor, Tensor], shapes: Sequence[tuple], height: int, width: int):
+    """Each side's part, with its own leading dimensions."""
+    (bits, areas, boxes), first, sides = packed, 0, []
+    for leading in shapes:
+        count, own = prod(leading), packed
+        if len(shapes) > 1:
             own = bits.narrow(0, first, count), areas.narrow(0, first, count), boxes.narrow(0, first, count)
         if len(leading) != 1:
             own = own[0].view(*leading, bits.shape[1]), own[1].view(leading), own[2].view(*leading, 4)
-        packed.append(PackedMasks(*own, height, width))
+        sides.append(PackedMasks(*own, height, width))
         first += count
-    return packed
+    return sides
 
 
 def _check(op: str, name: str, masks: Tensor) -> None:
@@ -195,14 +209,6 @@ def _cuda(masks):
 def _reference(masks):
     sets = [reference.pack_masks(some.flatten(0, -3) if some.dim() > 2 else some[None]) for some in masks]
     return tuple(torch.cat(parts) for parts in zip(*sets))
-
-
-def _pack_rle(op: str, name: str, rle: Rle, backend: str | None) -> PackedMasks:
-    packed, faults = dispatch.choose("pack_rle", "cpu", backend)(rle)
-    for index, fault in enumerate(faults):
-        if fault:
-            raise ValueError(f"{op}: {name}[{index}] of {rle.height} x {rle.width}: {RLE_FAULTS[fault]}")
-    return PackedMasks(*packed, rle.height, rle.width)
 
 
 def _cpp_rle(rle: Rle) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]:

@@ -1,7 +1,7 @@
 """COCO's run-length encoded masks, as a Python list of dicts, made ready for the kernels."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,16 @@ def read_rle(op: str, name: str, masks: Sequence[Any], size: tuple[int, int] | N
     if size is None:
         raise ValueError(f"{op}: {name} is an empty list, which has no size; give a tensor of shape [0, H, W]")
     return Rle(counts, numbers, *size)
+
+
+def concatenated(sides: Iterable[Rle]) -> Rle:
+    """The masks of all, which are of one size."""
+    first, *others = sides
+    counts, numbers = list(first.counts), list(first.numbers)
+    for side in others:
+        counts += side.counts
+        numbers += side.numbers
+    return Rle(counts, numbers, first.height, first.width)
 
 
 def _size(where: str, size: Any) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from cpgr_kernels import PackedMasks, pack_masks, reference
 
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SIZES = [(1, 1), (1, 200), (7, 63), (8, 64), (9, 65), (33, 130), (65, 5), (480, 640)]
 
 
@@ -288,8 +288,8 @@ def test_threads_give_the_same():
 @pytest.mark.parametrize("size", [*SIZES, (31, 100), (40, 160), (5, 2)])
 def test_cuda(cuda, size):
     masks = random_masks(40, *size)
-    for given in (masks, masks.to(torch.uint8) * 200, masks.long() * 256):
-        packed = pack_masks(given.to(cuda), backend="cuda")
+    for values in (masks, masks.to(torch.uint8) * 200, masks.long() * 256):
+        packed = pack_masks(values.to(cuda), backend="cuda")
         same(packed.to("cpu"), pack_masks(masks))
     shifted = torch.zeros(masks.numel() + 1, dtype=torch.bool, device=cuda)[1:].view(masks.shape)
     same(pack_masks(shifted.copy_(masks), backend="cuda").to("cpu"), pack_masks(masks))
