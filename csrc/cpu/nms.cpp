@@ -1,6 +1,7 @@
 #include "nms.h"
 
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -12,39 +13,41 @@ namespace cpgr {
 namespace {
 
 template <class T>
-class Columns {
-public:
-    explicit Columns(int64_t count) : stride_(count + Running<T>::kSlack), values_(stride_ * 5), place_(stride_) {}
-
-    // Fills the columns with the boxes at `places` of the order of scores.
-    Running<T> load(const T* boxes, const std::vector<int32_t>& order, const int32_t* places, int64_t count) {
-        T* x1 = values_.data();
-        const Running<T> columns = {x1, x1 + stride_, x1 + 2 * stride_, x1 + 3 * stride_, x1 + 4 * stride_,
-                                    place_.data()};
-        for (int64_t k = 0; k < count; ++k) {
-            const int32_t place = places ? places[k] : static_cast<int32_t>(k);
-            const T* box = boxes + int64_t{4} * order[place];
-            columns.x1[k] = box[0];
-            columns.y1[k] = box[1];
-            columns.x2[k] = box[2];
-            columns.y2[k] = box[3];
-            columns.area[k] = (box[2] - box[0]) * (box[3] - box[1]);
-            columns.place[k] = place;
-        }
-        return columns;
-    }
-
-private:
-    int64_t stride_;
-    std::vector<T> values_;
-    std::vector<int32_t> place_;
-};
+using Buffer = std::unique_ptr<T[]>;  // not filled, unlike a std::vector
 
 template <class S>
-std::vector<int32_t> order_of(const S* scores, int64_t count) {
-    std::vector<decltype(descending_key(S{}))> keys(count);
-    for (int64_t i = 0; i < count; ++i) keys[i] = descending_key(scores[i]);
-    return stable_argsort(keys);
+Buffer<int32_t> order_of(const S* scores, int64_t count) {
+    using Item = Keyed<decltype(descending_key(S{}))>;
+    const Buffer<Item> items(new Item[2 * count]);
+    for (int64_t i = 0; i < count; ++i) items[i] = {descending_key(scores[i]), static_cast<int32_t>(i)};
+    const Item* sorted = stable_sort(items.get(), items.get() + count, count);
+    Buffer<int32_t> order(new int32_t[count]);
+    for (int64_t k = 0; k < count; ++k) order[k] = sorted[k].index;
+    return order;
+}
+
+// A number from 0 for each class that occurs; returns how many numbers there are.
+int64_t number_classes(const int64_t* idxs, int64_t count, int32_t* classes) {
+    int64_t least = idxs[0], largest = idxs[0];
+    for (int64_t i = 1; i < count; ++i) {
+        least = std::min(least, idxs[i]);
+        largest = std::max(largest, idxs[i]);
+    }
+    const uint64_t range = static_cast<uint64_t>(largest) - static_cast<uint64_t>(least);
+    if (range < static_cast<uint64_t>(count / 4 + 128)) {
+        for (int64_t i = 0; i < count; ++i) classes[i] = static_cast<int32_t>(idxs[i] - least);
+        return static_cast<int64_t>(range) + 1;
+    }
+    using Item = Keyed<uint64_t>;
+    const Buffer<Item> items(new Item[2 * count]);
+    for (int64_t i = 0; i < count; ++i) items[i] = {ascending_key(idxs[i]), static_cast<int32_t>(i)};
+    const Item* sorted = stable_sort(items.get(), items.get() + count, count);
+    int32_t number = 0;
+    for (int64_t k = 0; k < count; ++k) {
+        number += k > 0 && sorted[k].key != sorted[k - 1].key;
+        classes[sorted[k].index] = number;
+    }
+    return int64_t{number} + 1;
 }
 
 }  // namespace
@@ -53,33 +56,26 @@ template <class T, class S>
 int64_t nms(const T* boxes, const S* scores, const int64_t* idxs, int64_t count, double iou_threshold, int64_t* keep) {
     if (count == 0) return 0;
     if (count > std::numeric_limits<int32_t>::max()) throw std::length_error("nms: more than 2^31 - 1 boxes");
-    const auto kernel = CPGR_SIMD(suppress<T>);
-    const T threshold = round_down<T>(iou_threshold);
-    const std::vector<int32_t> order = order_of(scores, count);
-    Columns<T> columns(count);
-    std::vector<int32_t> kept(count);
 
-    if (!idxs) {
-        const int64_t left = kernel(columns.load(boxes, order, nullptr, count), count, threshold, kept.data());
-        for (int64_t k = 0; k < left; ++k) keep[k] = order[kept[k]];
-        return left;
+    Buffer<int32_t> classes;
+    int64_t class_count = 1;
+    if (idxs) {
+        classes.reset(new int32_t[count]);
+        class_count = number_classes(idxs, count, classes.get());
     }
+    std::vector<Group<T>> groups(class_count, Group<T>{-1, -1});
+    if (idxs)
+        for (int64_t i = 0; i < count; ++i) ++groups[classes[i]].left;
+    else
+        groups[0].left = static_cast<int32_t>(count);
 
-    // Places in the order of scores, sorted by idx: one run a class, each still best first.
-    std::vector<uint64_t> keys(count);
-    for (int64_t place = 0; place < count; ++place) keys[place] = ascending_key(idxs[order[place]]);
-    const std::vector<int32_t> places = stable_argsort(keys);
-    std::vector<char> stays(count, 0);
-    for (int64_t begin = 0, end = 0; begin < count; begin = end) {
-        while (end < count && keys[places[end]] == keys[places[begin]]) ++end;
-        const Running<T> running = columns.load(boxes, order, places.data() + begin, end - begin);
-        const int64_t left = kernel(running, end - begin, threshold, kept.data());
-        for (int64_t k = 0; k < left; ++k) stays[kept[k]] = 1;
-    }
-    int64_t left = 0;
-    for (int64_t place = 0; place < count; ++place)
-        if (stays[place]) keep[left++] = order[place];
-    return left;
+    const Buffer<Chunk<T>> chunks(new Chunk<T>[chunks_needed(count, class_count)]);
+    const Buffer<int32_t> cells(new int32_t[cells_needed(count)]);
+    const Buffer<int32_t> order = order_of(scores, count);
+    Suppression<T> state = {boxes, classes.get(), round_down<T>(iou_threshold), groups.data(), chunks.get(),
+                            cells.get(), 0, 0, count, 0, keep};
+    CPGR_SIMD(suppress<T>)(state, order.get(), count);
+    return state.kept;
 }
 
 #define CPGR_INSTANTIATE(T, S) \

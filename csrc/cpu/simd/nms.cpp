@@ -1,7 +1,7 @@
-// Greedy suppression in blocks. The boxes of a block are settled among themselves; those that stay then sweep over
-// all later boxes together, so that each later box is loaded once a block and not once a kept box. Fallen boxes are
-// squeezed out as the sweep goes, so later sweeps are shorter. No template of the standard library may be used here
-// (see box.h).
+// Greedy suppression, one box after another from the best down: a box asks those that stay whether one of them makes it
+// fall. Those are kept 16 to a chunk, so that one asks 16 at once. Where many stay, the chunks hang in a grid, and a
+// box asks only the cells where a box with enough overlap can be; the answer is the same. No template of the standard
+// library may be used here (see box.h).
 #include "nms.h"
 
 #include "vec.h"
@@ -10,112 +10,221 @@ namespace cpgr::CPGR_ISA {
 
 namespace {
 
-constexpr int kBlock = 64;
-
-// The boxes of a block that stay, each coordinate repeated over a register when it is used.
 template <class T>
-struct Pivots {
-    int count = 0;
-    T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-
-    inline void add(const Running<T>& from, int64_t i) {
-        x1[count] = from.x1[i];
-        y1[count] = from.y1[i];
-        x2[count] = from.x2[i];
-        y2[count] = from.y2[i];
-        area[count] = from.area[i];
-        ++count;
-    }
+struct Limits;
+template <>
+struct Limits<float> {
+    static constexpr float kLargest = __FLT_MAX__, kNan = __builtin_nanf(""), kTinyArea = 1e-30f;
+};
+template <>
+struct Limits<double> {
+    static constexpr double kLargest = __DBL_MAX__, kNan = __builtin_nan(""), kTinyArea = 1e-290;
 };
 
 // What an IoU is compared with. The quotient itself is compared, as torchvision does: inter > threshold * joint rounds
-// differently. Most pairs are far below, though, and the product with a slightly lower threshold rules them out without
-// a division: where the quotient is above, inter reaches that product, since rounding keeps the order.
+// differently. Most pairs are far below, though, and a slightly lower threshold rules them out without a division:
+// inter / (total - inter) >= lower is inter * (1 + 1 / lower) >= total, and the gap between the thresholds is wider
+// than the rounding.
 template <class T>
 struct Limit {
-    Vec<T> threshold, lower;
-    bool divide_always;
+    T lower;  // 0 to 0.9999
+    Vec<T> threshold, factor;
 
     explicit inline Limit(T value)
-        : threshold(Vec<T>::all(value)),
-          lower(Vec<T>::all(value * T(0.9999))),
-          // Zero, negative, NaN, and what is so small that products underflow.
-          divide_always(!(value > T(1e-6))) {}
-
-    inline uint32_t above_threshold(Vec<T> inter, Vec<T> joint) const {
-        if (!divide_always && !reaches(inter, lower * joint)) return 0;
-        return above(inter / joint, threshold);
-    }
+        : lower(value < T(1) ? value * T(0.9999) : T(0.9999)),
+          threshold(Vec<T>::all(value)),
+          factor(Vec<T>::all(T(1) + T(1) / lower)) {}
 };
 
-// A register of boxes, to be tested against one pivot after another.
+// The box that asks, each number repeated over a register.
 template <class T>
-struct Candidates {
+struct Asking {
     Vec<T> x1, y1, x2, y2, area;
+};
 
-    static inline Candidates load(const Running<T>& from, int64_t i) {
-        return {Vec<T>::load(from.x1 + i), Vec<T>::load(from.y1 + i), Vec<T>::load(from.x2 + i),
-                Vec<T>::load(from.y2 + i), Vec<T>::load(from.area + i)};
-    }
-
-    // The lanes whose IoU with pivot p is above the threshold. A NaN coordinate makes the area NaN and the answer no.
-    inline uint32_t fall(const Pivots<T>& pivots, int p, const Limit<T>& limit) const {
-        const Vec<T> zero = Vec<T>::all(0);
+// kOverlap: the threshold is not negative and both boxes have a positive width, height and area. Then only a pair that
+// overlaps can be above it.
+template <bool kOverlap, class T>
+inline bool falls(const Asking<T>& box, const Chunk<T>& chunk, const Limit<T>& limit) {
+    constexpr int lanes = Vec<T>::lanes;
+    const Vec<T> zero = Vec<T>::all(0);
+    for (int i = 0; i < Chunk<T>::kSize && (lanes == Chunk<T>::kSize || i < chunk.count); i += lanes) {
         const Vec<T> width = larger(
-            smaller(x2, Vec<T>::all(pivots.x2[p])) - larger(x1, Vec<T>::all(pivots.x1[p])), zero);
-        const Vec<T> height = larger(
-            smaller(y2, Vec<T>::all(pivots.y2[p])) - larger(y1, Vec<T>::all(pivots.y1[p])), zero);
-        const Vec<T> inter = width * height;
-        return limit.above_threshold(inter, Vec<T>::all(pivots.area[p]) + area - inter);
+            smaller(Vec<T>::load(chunk.x2 + i), box.x2) - larger(Vec<T>::load(chunk.x1 + i), box.x1), zero);
+        const Vec<T> height = smaller(Vec<T>::load(chunk.y2 + i), box.y2) - larger(Vec<T>::load(chunk.y1 + i), box.y1);
+        const Vec<T> total = Vec<T>::load(chunk.area + i) + box.area;
+        if (kOverlap && !reaches(width * height * limit.factor, total)) continue;
+        const Vec<T> inter = width * larger(height, zero);
+        if (above(inter / (total - inter), limit.threshold)) return true;
+    }
+    return false;
+}
+
+template <bool kOverlap, class T>
+inline bool falls_to_chain(const Asking<T>& box, const Chunk<T>* chunks, int32_t at, const Limit<T>& limit) {
+    for (; at >= 0; at = chunks[at].next)
+        if (falls<kOverlap>(box, chunks[at], limit)) return true;
+    return false;
+}
+
+template <class T>
+inline void add_to_chain(Suppression<T>& state, int32_t& chain, T x1, T y1, T x2, T y2, T area) {
+    if (chain < 0 || state.chunks[chain].count == Chunk<T>::kSize) {
+        Chunk<T>& fresh = state.chunks[state.chunks_used];
+        // Nobody falls to a place that is not taken: the quotient is NaN.
+        for (int i = 0; i < Chunk<T>::kSize; ++i)
+            fresh.x1[i] = fresh.y1[i] = fresh.x2[i] = fresh.y2[i] = fresh.area[i] = Limits<T>::kNan;
+        fresh.next = chain;
+        fresh.count = 0;
+        chain = state.chunks_used++;
+    }
+    Chunk<T>& chunk = state.chunks[chain];
+    const int32_t i = chunk.count++;
+    chunk.x1[i] = x1;
+    chunk.y1[i] = y1;
+    chunk.x2[i] = x2;
+    chunk.y2[i] = y2;
+    chunk.area[i] = area;
+}
+
+// The cell of a coordinate, before it is wrapped into the grid. It never falls as the coordinate grows.
+template <class T>
+inline int32_t cell_of(T coordinate, T scale) {
+    constexpr T far = 1 << 20;
+    T scaled = coordinate * scale;
+    scaled = scaled > -far ? scaled : -far;
+    scaled = scaled < far ? scaled : far;
+    return static_cast<int32_t>(scaled + far);
+}
+
+// A box lies in the cell of its upper left corner. The grid is wrapped round, so no coordinate is outside.
+template <class T>
+inline int32_t& cell_at(const Suppression<T>& state, const Group<T>& group, int32_t column, int32_t row) {
+    const int32_t mask = (1 << group.grid_bits) - 1;
+    return state.cells[group.cells + ((row & mask) << group.grid_bits | (column & mask))];
+}
+
+// How far from a box of this length another's upper left corner can be, below and above, along one axis. The overlap's
+// length is at least `lower` of each box's length, since the IoU is at most their quotient. So a corner above is within
+// (1 - lower) * length; one below within (1 - lower) of its own length, which is at most length / lower.
+// In float the corners compare as they do in exact numbers: subtracting and adding keep their order.
+template <class T>
+struct Reach {
+    T below, above;
+
+    inline Reach(T length, T longest, T lower) {
+        const T spread = T(1.0001) - lower;
+        const T other = length / lower;
+        below = spread * (other < longest ? other : longest);
+        above = spread * length;
     }
 };
 
-inline uint32_t lanes_below(int64_t limit, int lanes) {
-    return limit >= lanes ? (1u << lanes) - 1 : (1u << limit) - 1;
+template <class T>
+inline bool falls_in_grid(const Suppression<T>& state, const Group<T>& group, const Box<T>& place,
+                          const Asking<T>& box, T area, const Limit<T>& limit) {
+    // Products of tiny areas round too coarsely for `lower`; that they overlap at all is certain still.
+    const T lower = group.loose || area < Limits<T>::kTinyArea ? T(0) : limit.lower;
+    const Reach<T> across(place.x2 - place.x1, group.max_width, lower);
+    const Reach<T> down(place.y2 - place.y1, group.max_height, lower);
+    const int32_t wrap = (1 << group.grid_bits) - 1;
+    const int32_t left = cell_of(place.x1 - across.below, group.scale_x);
+    const int32_t top = cell_of(place.y1 - down.below, group.scale_y);
+    int32_t right = cell_of(place.x1 + across.above, group.scale_x);
+    int32_t bottom = cell_of(place.y1 + down.above, group.scale_y);
+    if (right - left > wrap) right = left + wrap;
+    if (bottom - top > wrap) bottom = top + wrap;
+
+    for (int32_t row = top; row <= bottom; ++row)
+        for (int32_t column = left; column <= right; ++column)
+            if (falls_to_chain<true>(box, state.chunks, cell_at(state, group, column, row), limit)) return true;
+    return false;
+}
+
+template <class T>
+inline void add(Suppression<T>& state, Group<T>& group, T x1, T y1, T x2, T y2, T area) {
+    int32_t& chain = group.cells < 0
+                         ? group.chain
+                         : cell_at(state, group, cell_of(x1, group.scale_x), cell_of(y1, group.scale_y));
+    add_to_chain(state, chain, x1, y1, x2, y2, area);
+    ++group.kept;
+    const T width = (x2 - x1) * T(1.0001), height = (y2 - y1) * T(1.0001);
+    if (width > group.max_width) group.max_width = width;
+    if (height > group.max_height) group.max_height = height;
+    if (area < Limits<T>::kTinyArea) group.loose = true;
+}
+
+// Hangs the boxes of a chain in a grid whose cells are as large as a box's reach.
+template <class T>
+void make_grid(Suppression<T>& state, Group<T>& group, const Limit<T>& limit) {
+    T width = 0, height = 0;
+    for (int32_t at = group.chain; at >= 0; at = state.chunks[at].next) {
+        const Chunk<T>& chunk = state.chunks[at];
+        for (int i = 0; i < chunk.count; ++i) {
+            width += chunk.x2[i] - chunk.x1[i];
+            height += chunk.y2[i] - chunk.y1[i];
+        }
+    }
+    const Reach<T> across(width / group.kept, group.max_width, limit.lower);
+    const Reach<T> down(height / group.kept, group.max_height, limit.lower);
+    group.scale_x = T(1) / (across.below + across.above);
+    group.scale_y = T(1) / (down.below + down.above);
+    // Lengths beyond all measure stay in the chain.
+    if (!(group.scale_x > 0 && group.scale_y > 0 && group.scale_x < Limits<T>::kLargest &&
+          group.scale_y < Limits<T>::kLargest))
+        return;
+
+    const int32_t most = (group.kept + group.left) / 4;
+    while (int64_t{4} << 2 * group.grid_bits <= most) ++group.grid_bits;
+    group.cells = state.cells_used;
+    const int32_t size = 1 << 2 * group.grid_bits;
+    state.cells_used += size;
+    for (int32_t i = 0; i < size; ++i) state.cells[group.cells + i] = -1;
+    group.kept = 0;
+    for (int32_t at = group.chain; at >= 0; at = state.chunks[at].next) {
+        const Chunk<T>& chunk = state.chunks[at];
+        for (int i = 0; i < chunk.count; ++i)
+            add(state, group, chunk.x1[i], chunk.y1[i], chunk.x2[i], chunk.y2[i], chunk.area[i]);
+    }
+}
+
+template <bool kOverlap, class T>
+void run(Suppression<T>& state, const int32_t* order, int64_t count) {
+    const Limit<T> limit(state.threshold);
+    for (int64_t k = 0; k < count && state.kept < state.most; ++k) {
+        const int32_t index = order[k];
+        const T* from = state.boxes + int64_t{4} * index;
+        const Box<T> place = {from[0], from[1], from[2], from[3]};
+        const T width = place.x2 - place.x1, height = place.y2 - place.y1, area = width * height;
+        Group<T>& group = state.groups[state.classes ? state.classes[index] : 0];
+        --group.left;
+        const bool active = !kOverlap || (width > 0 && height > 0 && area <= Limits<T>::kLargest);
+        if (active) {
+            const Asking<T> box = {Vec<T>::all(place.x1), Vec<T>::all(place.y1), Vec<T>::all(place.x2),
+                                   Vec<T>::all(place.y2), Vec<T>::all(area)};
+            if (group.cells < 0 ? falls_to_chain<kOverlap>(box, state.chunks, group.chain, limit)
+                                : falls_in_grid(state, group, place, box, area, limit))
+                continue;
+        }
+        state.keep[state.kept++] = index;
+        if (!active || group.left == 0) continue;
+        add(state, group, place.x1, place.y1, place.x2, place.y2, area);
+        if (kOverlap && group.kept == kGridFrom && group.cells < 0 && group.left >= kGridFrom)
+            make_grid(state, group, limit);
+    }
 }
 
 }  // namespace
 
 template <class T>
-int64_t suppress(Running<T> boxes, int64_t count, T threshold, int32_t* keep) {
-    constexpr int lanes = Vec<T>::lanes;
-    const Limit<T> limit(threshold);
-    int64_t kept = 0;
-    while (count > 0) {
-        const int64_t block = count < kBlock ? count : kBlock;
-        Pivots<T> pivots;
-        uint64_t fallen = 0;
-        for (int64_t i = 0; i < block; ++i) {
-            if (fallen >> i & 1) continue;
-            keep[kept++] = boxes.place[i];
-            pivots.add(boxes, i);
-            // Lanes at or before i are marked too; they are settled, so it does not matter.
-            for (int64_t j = i / lanes * lanes; j < block; j += lanes)
-                fallen |= static_cast<uint64_t>(Candidates<T>::load(boxes, j)
-                                                    .fall(pivots, pivots.count - 1, limit))
-                          << j;
-        }
-
-        int64_t left = 0;
-        for (int64_t j = block; j < count; j += lanes) {
-            const Candidates<T> candidates = Candidates<T>::load(boxes, j);
-            uint32_t alive = lanes_below(count - j, lanes);
-            for (int p = 0; p < pivots.count && alive; ++p) alive &= ~candidates.fall(pivots, p, limit);
-            // In place: `left` is at least a block behind `j`, so nothing unread is written over.
-            pack(boxes.x1 + left, boxes.x1 + j, alive);
-            pack(boxes.y1 + left, boxes.y1 + j, alive);
-            pack(boxes.x2 + left, boxes.x2 + j, alive);
-            pack(boxes.y2 + left, boxes.y2 + j, alive);
-            pack(boxes.area + left, boxes.area + j, alive);
-            pack(boxes.place + left, boxes.place + j, alive);
-            left += __builtin_popcount(alive);
-        }
-        count = left;
-    }
-    return kept;
+void suppress(Suppression<T>& state, const int32_t* order, int64_t count) {
+    if (state.threshold >= 0)
+        run<true>(state, order, count);
+    else
+        run<false>(state, order, count);
 }
 
-template int64_t suppress<float>(Running<float>, int64_t, float, int32_t*);
-template int64_t suppress<double>(Running<double>, int64_t, double, int32_t*);
+template void suppress<float>(Suppression<float>&, const int32_t*, int64_t);
+template void suppress<double>(Suppression<double>&, const int32_t*, int64_t);
 
 }  // namespace cpgr::CPGR_ISA
