@@ -1,230 +1,291 @@
-// Greedy suppression, one box after another from the best down: a box asks those that stay whether one of them makes it
-// fall. Those are kept 16 to a chunk, so that one asks 16 at once. Where many stay, the chunks hang in a grid, and a
-// box asks only the cells where a box with enough overlap can be; the answer is the same. No template of the standard
-// library may be used here (see box.h).
+// Greedy suppression. From the best box down, a box that stays sweeps over the later ones, 64 at a time, and marks
+// those that fall. Where this takes long, the boxes that are left are laid out by place, and a box sweeps only where a
+// box with enough overlap can be; what falls is the same. No template of the standard library may be used here (see
+// box.h).
 #include "nms.h"
 
+#include "../../box.h"
 #include "vec.h"
 
 namespace cpgr::CPGR_ISA {
 
 namespace {
 
+constexpr int kWord = 64;
+// Sweeps over all that is left before it is worth laying out, which costs about as much as these sweeps; and the least
+// number of boxes for which it is.
+constexpr int64_t kFullSweeps = 32;
+constexpr int64_t kLeastToLayOut = 256;
+
 template <class T>
 struct Limits;
 template <>
 struct Limits<float> {
-    static constexpr float kLargest = __FLT_MAX__, kNan = __builtin_nanf(""), kTinyArea = 1e-30f;
+    static constexpr float kLargest = __FLT_MAX__, kNan = __builtin_nanf(""), kTiny = 1e-30f;
 };
 template <>
 struct Limits<double> {
-    static constexpr double kLargest = __DBL_MAX__, kNan = __builtin_nan(""), kTinyArea = 1e-290;
+    static constexpr double kLargest = __DBL_MAX__, kNan = __builtin_nan(""), kTiny = 1e-290;
 };
 
 // What an IoU is compared with. The quotient itself is compared, as torchvision does: inter > threshold * joint rounds
-// differently. Most pairs are far below, though, and a slightly lower threshold rules them out without a division:
-// inter / (total - inter) >= lower is inter * (1 + 1 / lower) >= total, and the gap between the thresholds is wider
-// than the rounding.
+// differently. But inter / (total - inter) >= t is inter * (1 + 1 / t) >= total, so that a slightly lower and a
+// slightly higher threshold decide nearly every pair without a division: the gaps are wider than the rounding.
 template <class T>
 struct Limit {
     T lower;  // 0 to 0.9999
-    Vec<T> threshold, factor;
+    Vec<T> threshold, maybe, surely, tiny;
 
     explicit inline Limit(T value)
-        : lower(value < T(1) ? value * T(0.9999) : T(0.9999)),
+        : lower((value < T(1) ? value : T(1)) * T(0.9999)),
           threshold(Vec<T>::all(value)),
-          factor(Vec<T>::all(T(1) + T(1) / lower)) {}
+          maybe(Vec<T>::all(T(1) + T(1) / lower)),
+          // Near zero quotients may underflow: then none is sure.
+          surely(Vec<T>::all(value > T(1e-6) ? T(1) + T(1) / (value * T(1.0001)) : Limits<T>::kNan)),
+          tiny(Vec<T>::all(Limits<T>::kTiny)) {}
 };
 
-// The box that asks, each number repeated over a register.
+// A box that stays, each number repeated over a register.
 template <class T>
-struct Asking {
+struct Pivot {
     Vec<T> x1, y1, x2, y2, area;
+
+    inline Pivot(const Columns<T>& from, int64_t i)
+        : x1(Vec<T>::all(from.x1[i])),
+          y1(Vec<T>::all(from.y1[i])),
+          x2(Vec<T>::all(from.x2[i])),
+          y2(Vec<T>::all(from.y2[i])),
+          area(Vec<T>::all(from.area[i])) {}
 };
 
-// kOverlap: the threshold is not negative and both boxes have a positive width, height and area. Then only a pair that
-// overlaps can be above it.
+// Which of the boxes i, i + 1, ... of a register fall. kOverlap: the threshold is not negative, and the area of a box
+// is positive and finite, or NaN where the box can have no part in anything.
 template <bool kOverlap, class T>
-inline bool falls(const Asking<T>& box, const Chunk<T>& chunk, const Limit<T>& limit) {
-    constexpr int lanes = Vec<T>::lanes;
+inline uint32_t falling(const Columns<T>& boxes, int64_t i, const Pivot<T>& pivot, const Limit<T>& limit) {
     const Vec<T> zero = Vec<T>::all(0);
-    for (int i = 0; i < Chunk<T>::kSize && (lanes == Chunk<T>::kSize || i < chunk.count); i += lanes) {
-        const Vec<T> width = larger(
-            smaller(Vec<T>::load(chunk.x2 + i), box.x2) - larger(Vec<T>::load(chunk.x1 + i), box.x1), zero);
-        const Vec<T> height = smaller(Vec<T>::load(chunk.y2 + i), box.y2) - larger(Vec<T>::load(chunk.y1 + i), box.y1);
-        const Vec<T> total = Vec<T>::load(chunk.area + i) + box.area;
-        if (kOverlap && !reaches(width * height * limit.factor, total)) continue;
-        const Vec<T> inter = width * larger(height, zero);
-        if (above(inter / (total - inter), limit.threshold)) return true;
+    const Vec<T> width =
+        larger(smaller(Vec<T>::load(boxes.x2 + i), pivot.x2) - larger(Vec<T>::load(boxes.x1 + i), pivot.x1), zero);
+    const Vec<T> height =
+        smaller(Vec<T>::load(boxes.y2 + i), pivot.y2) - larger(Vec<T>::load(boxes.y1 + i), pivot.y1);
+    const Vec<T> total = Vec<T>::load(boxes.area + i) + pivot.area;
+    if (kOverlap) {
+        const Vec<T> inter = width * height;  // not positive where they do not overlap
+        const uint32_t surely = above(multiply_subtract(inter, limit.surely, limit.tiny), total);
+        const uint32_t maybe = reaches(inter * limit.maybe, total);
+        if ((maybe & ~surely) == 0) return surely;
     }
-    return false;
+    const Vec<T> inter = width * larger(height, zero);
+    return above(inter / (total - inter), limit.threshold);
 }
 
+// Marks what falls to a pivot among the boxes from `begin` to `end`, and in the registers that these share.
 template <bool kOverlap, class T>
-inline bool falls_to_chain(const Asking<T>& box, const Chunk<T>* chunks, int32_t at, const Limit<T>& limit) {
-    for (; at >= 0; at = chunks[at].next)
-        if (falls<kOverlap>(box, chunks[at], limit)) return true;
-    return false;
+inline void sweep(const Columns<T>& boxes, int64_t begin, int64_t end, const Pivot<T>& pivot, const Limit<T>& limit,
+                  uint64_t* fallen) {
+    constexpr int lanes = Vec<T>::lanes;
+    for (int64_t i = begin & -lanes; i < end; i += lanes)
+        fallen[i / kWord] |= static_cast<uint64_t>(falling<kOverlap>(boxes, i, pivot, limit)) << (i % kWord);
 }
 
 template <class T>
-inline void add_to_chain(Suppression<T>& state, int32_t& chain, T x1, T y1, T x2, T y2, T area) {
-    if (chain < 0 || state.chunks[chain].count == Chunk<T>::kSize) {
-        Chunk<T>& fresh = state.chunks[state.chunks_used];
-        // Nobody falls to a place that is not taken: the quotient is NaN.
-        for (int i = 0; i < Chunk<T>::kSize; ++i)
-            fresh.x1[i] = fresh.y1[i] = fresh.x2[i] = fresh.y2[i] = fresh.area[i] = Limits<T>::kNan;
-        fresh.next = chain;
-        fresh.count = 0;
-        chain = state.chunks_used++;
+inline bool has_area(const Columns<T>& boxes, int64_t i) {
+    return boxes.area[i] > 0;
+}
+
+// Areas of boxes that overlap nothing become NaN: those of zero, turned inside out, or beyond the largest number.
+template <class T>
+void drop_areas(const Columns<T>& boxes, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const bool real = (boxes.x2[i] - boxes.x1[i] > 0) & (boxes.area[i] > 0) & (boxes.area[i] <= Limits<T>::kLargest);
+        boxes.area[i] = real ? boxes.area[i] : Limits<T>::kNan;
     }
-    Chunk<T>& chunk = state.chunks[chain];
-    const int32_t i = chunk.count++;
-    chunk.x1[i] = x1;
-    chunk.y1[i] = y1;
-    chunk.x2[i] = x2;
-    chunk.y2[i] = y2;
-    chunk.area[i] = area;
 }
 
-// The cell of a coordinate, before it is wrapped into the grid. It never falls as the coordinate grows.
-template <class T>
-inline int32_t cell_of(T coordinate, T scale) {
-    constexpr T far = 1 << 20;
-    T scaled = coordinate * scale;
-    scaled = scaled > -far ? scaled : -far;
-    scaled = scaled < far ? scaled : far;
-    return static_cast<int32_t>(scaled + far);
+inline void clear(uint64_t* fallen, int64_t count) {
+    for (int64_t word = 0; word * kWord < count; ++word) fallen[word] = 0;
 }
 
-// A box lies in the cell of its upper left corner. The grid is wrapped round, so no coordinate is outside.
+// Squeezes out the boxes before `first` and the fallen ones; returns how many are left.
 template <class T>
-inline int32_t& cell_at(const Suppression<T>& state, const Group<T>& group, int32_t column, int32_t row) {
-    const int32_t mask = (1 << group.grid_bits) - 1;
-    return state.cells[group.cells + ((row & mask) << group.grid_bits | (column & mask))];
+int64_t squeeze(const Suppression<T>& p, int64_t first, int64_t count) {
+    constexpr int lanes = Vec<T>::lanes;
+    int64_t left = 0;
+    for (int64_t i = first & -lanes; i < count; i += lanes) {
+        uint32_t alive = static_cast<uint32_t>(~p.fallen[i / kWord] >> (i % kWord)) & Vec<T>::kAll;
+        if (i < first) alive &= ~0u << (first - i);
+        if (count - i < lanes) alive &= (1u << (count - i)) - 1;
+        pack(p.boxes.x1 + left, p.boxes.x1 + i, alive);
+        pack(p.boxes.y1 + left, p.boxes.y1 + i, alive);
+        pack(p.boxes.x2 + left, p.boxes.x2 + i, alive);
+        pack(p.boxes.y2 + left, p.boxes.y2 + i, alive);
+        pack(p.boxes.area + left, p.boxes.area + i, alive);
+        pack(p.places + left, p.places + i, alive);
+        left += __builtin_popcount(alive);
+    }
+    return left;
 }
 
-// How far from a box of this length another's upper left corner can be, below and above, along one axis. The overlap's
-// length is at least `lower` of each box's length, since the IoU is at most their quotient. So a corner above is within
-// (1 - lower) * length; one below within (1 - lower) of its own length, which is at most length / lower.
-// In float the corners compare as they do in exact numbers: subtracting and adding keep their order.
+// The cells of one axis. A box lies in the cell of its upper left corner; the cells are wrapped round, so that no
+// coordinate is outside.
 template <class T>
-struct Reach {
-    T below, above;
+struct Axis {
+    T scale;     // cells a pixel
+    T longest;   // length of a box, and a little more
+    T lower;     // the least overlap, in lengths
+    int32_t cells;  // a power of two
 
-    inline Reach(T length, T longest, T lower) {
-        const T spread = T(1.0001) - lower;
+    // It never falls as the coordinate grows.
+    inline int32_t cell_of(T coordinate) const {
+        constexpr T far = 1 << 20;
+        T scaled = coordinate * scale;
+        scaled = scaled > -far ? scaled : -far;
+        scaled = scaled < far ? scaled : far;
+        return static_cast<int32_t>(scaled + far);
+    }
+
+    // How far below and above another's corner can be. The overlap's length is at least `lower` of each box's length,
+    // since the IoU is at most their quotient. So a corner above is within (1 - lower) * length, and one below within
+    // (1 - lower) of its own length, which is at most length / lower. In floating point the corners compare as in
+    // exact numbers, for subtracting and adding keep their order.
+    inline T below(T length) const {
         const T other = length / lower;
-        below = spread * (other < longest ? other : longest);
-        above = spread * length;
+        return (T(1.0001) - lower) * (other < longest ? other : longest);
     }
+    inline T beyond(T length) const { return (T(1.0001) - lower) * length; }
 };
 
 template <class T>
-inline bool falls_in_grid(const Suppression<T>& state, const Group<T>& group, const Box<T>& place,
-                          const Asking<T>& box, T area, const Limit<T>& limit) {
-    // Products of tiny areas round too coarsely for `lower`; that they overlap at all is certain still.
-    const T lower = group.loose || area < Limits<T>::kTinyArea ? T(0) : limit.lower;
-    const Reach<T> across(place.x2 - place.x1, group.max_width, lower);
-    const Reach<T> down(place.y2 - place.y1, group.max_height, lower);
-    const int32_t wrap = (1 << group.grid_bits) - 1;
-    const int32_t left = cell_of(place.x1 - across.below, group.scale_x);
-    const int32_t top = cell_of(place.y1 - down.below, group.scale_y);
-    int32_t right = cell_of(place.x1 + across.above, group.scale_x);
-    int32_t bottom = cell_of(place.y1 + down.above, group.scale_y);
-    if (right - left > wrap) right = left + wrap;
-    if (bottom - top > wrap) bottom = top + wrap;
+struct Grid {
+    Axis<T> x, y;
+    bool usable;
 
-    for (int32_t row = top; row <= bottom; ++row)
-        for (int32_t column = left; column <= right; ++column)
-            if (falls_to_chain<true>(box, state.chunks, cell_at(state, group, column, row), limit)) return true;
-    return false;
+    inline int32_t cell(int32_t column, int32_t row) const {
+        return (row & (y.cells - 1)) * x.cells + (column & (x.cells - 1));
+    }
+};
+
+// Cells as high as the mean reach of a box and half as wide.
+template <class T>
+Grid<T> make_grid(const Columns<T>& boxes, int64_t count, T lower) {
+    T width = 0, height = 0, widest = 0, highest = 0, least = Limits<T>::kLargest;
+    int64_t real = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (!has_area(boxes, i)) continue;
+        const T w = boxes.x2[i] - boxes.x1[i], h = boxes.y2[i] - boxes.y1[i];
+        ++real;
+        width += w;
+        height += h;
+        widest = larger(widest, w);
+        highest = larger(highest, h);
+        least = smaller(least, boxes.area[i]);
+    }
+    // Products of tiny areas round too coarsely for `lower`; that boxes overlap at all is certain still.
+    if (least < Limits<T>::kTiny) lower = 0;
+    Grid<T> grid = {{0, widest * T(1.0001), lower, 1}, {0, highest * T(1.0001), lower, 1}, false};
+    width /= static_cast<T>(real);
+    height /= static_cast<T>(real);
+    grid.x.scale = T(2) / (grid.x.below(width) + grid.x.beyond(width));
+    grid.y.scale = T(1) / (grid.y.below(height) + grid.y.beyond(height));
+    while (int64_t{4} * grid.x.cells * grid.y.cells <= count)
+        (grid.x.cells <= grid.y.cells ? grid.x.cells : grid.y.cells) *= 2;
+    // Lengths beyond all measure, or no box with an area.
+    grid.usable = grid.x.scale > 0 && grid.x.scale < Limits<T>::kLargest && grid.y.scale > 0 &&
+                  grid.y.scale < Limits<T>::kLargest;
+    return grid;
+}
+
+// Lays the boxes out cell by cell: fills `binned`, the position of each box there, and `starts`.
+template <class T>
+void lay_out(const Suppression<T>& p, const Grid<T>& grid, int64_t count) {
+    const int32_t cells = grid.x.cells * grid.y.cells;
+    for (int32_t cell = 0; cell <= cells; ++cell) p.starts[cell] = 0;
+    for (int64_t i = 0; i < count; ++i)
+        p.positions[i] = grid.cell(grid.x.cell_of(p.boxes.x1[i]), grid.y.cell_of(p.boxes.y1[i]));
+    for (int64_t i = 0; i < count; ++i) ++p.starts[p.positions[i]];
+    int32_t sum = 0;
+    for (int32_t cell = 0; cell <= cells; ++cell) {
+        const int32_t size = p.starts[cell];
+        p.starts[cell] = sum;
+        sum += size;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t to = p.starts[p.positions[i]]++;
+        p.positions[i] = to;
+        p.binned.x1[to] = p.boxes.x1[i];
+        p.binned.y1[to] = p.boxes.y1[i];
+        p.binned.x2[to] = p.boxes.x2[i];
+        p.binned.y2[to] = p.boxes.y2[i];
+        p.binned.area[to] = p.boxes.area[i];
+    }
+    // What was advanced to each cell's end is the next cell's start.
+    for (int32_t cell = cells; cell > 0; --cell) p.starts[cell] = p.starts[cell - 1];
+    p.starts[0] = 0;
 }
 
 template <class T>
-inline void add(Suppression<T>& state, Group<T>& group, T x1, T y1, T x2, T y2, T area) {
-    int32_t& chain = group.cells < 0
-                         ? group.chain
-                         : cell_at(state, group, cell_of(x1, group.scale_x), cell_of(y1, group.scale_y));
-    add_to_chain(state, chain, x1, y1, x2, y2, area);
-    ++group.kept;
-    const T width = (x2 - x1) * T(1.0001), height = (y2 - y1) * T(1.0001);
-    if (width > group.max_width) group.max_width = width;
-    if (height > group.max_height) group.max_height = height;
-    if (area < Limits<T>::kTinyArea) group.loose = true;
-}
-
-// Hangs the boxes of a chain in a grid whose cells are as large as a box's reach.
-template <class T>
-void make_grid(Suppression<T>& state, Group<T>& group, const Limit<T>& limit) {
-    T width = 0, height = 0;
-    for (int32_t at = group.chain; at >= 0; at = state.chunks[at].next) {
-        const Chunk<T>& chunk = state.chunks[at];
-        for (int i = 0; i < chunk.count; ++i) {
-            width += chunk.x2[i] - chunk.x1[i];
-            height += chunk.y2[i] - chunk.y1[i];
+int64_t suppress_by_place(const Suppression<T>& p, const Grid<T>& grid, int64_t count, const Limit<T>& limit,
+                          int64_t kept, int32_t* keep) {
+    lay_out(p, grid, count);
+    clear(p.fallen, count);
+    for (int64_t i = 0; i < count && kept < p.most; ++i) {
+        const int32_t at = p.positions[i];
+        if (p.fallen[at / kWord] >> (at % kWord) & 1) continue;
+        keep[kept++] = p.places[i];
+        if (!has_area(p.boxes, i)) continue;
+        const T x1 = p.boxes.x1[i], y1 = p.boxes.y1[i], width = p.boxes.x2[i] - x1, height = p.boxes.y2[i] - y1;
+        const Pivot<T> pivot(p.boxes, i);
+        int32_t left = grid.x.cell_of(x1 - grid.x.below(width)), right = grid.x.cell_of(x1 + grid.x.beyond(width));
+        int32_t top = grid.y.cell_of(y1 - grid.y.below(height)), bottom = grid.y.cell_of(y1 + grid.y.beyond(height));
+        if (right - left >= grid.x.cells) left = 0, right = grid.x.cells - 1;
+        if (bottom - top >= grid.y.cells) top = 0, bottom = grid.y.cells - 1;
+        left &= grid.x.cells - 1;
+        right &= grid.x.cells - 1;
+        for (int32_t row = top; row <= bottom; ++row) {
+            const int32_t* starts = p.starts + grid.cell(0, row);
+            if (left <= right) {
+                sweep<true>(p.binned, starts[left], starts[right + 1], pivot, limit, p.fallen);
+            } else {  // round the edge
+                sweep<true>(p.binned, starts[left], starts[grid.x.cells], pivot, limit, p.fallen);
+                sweep<true>(p.binned, starts[0], starts[right + 1], pivot, limit, p.fallen);
+            }
         }
     }
-    const Reach<T> across(width / group.kept, group.max_width, limit.lower);
-    const Reach<T> down(height / group.kept, group.max_height, limit.lower);
-    group.scale_x = T(1) / (across.below + across.above);
-    group.scale_y = T(1) / (down.below + down.above);
-    // Lengths beyond all measure stay in the chain.
-    if (!(group.scale_x > 0 && group.scale_y > 0 && group.scale_x < Limits<T>::kLargest &&
-          group.scale_y < Limits<T>::kLargest))
-        return;
-
-    const int32_t most = (group.kept + group.left) / 4;
-    while (int64_t{4} << 2 * group.grid_bits <= most) ++group.grid_bits;
-    group.cells = state.cells_used;
-    const int32_t size = 1 << 2 * group.grid_bits;
-    state.cells_used += size;
-    for (int32_t i = 0; i < size; ++i) state.cells[group.cells + i] = -1;
-    group.kept = 0;
-    for (int32_t at = group.chain; at >= 0; at = state.chunks[at].next) {
-        const Chunk<T>& chunk = state.chunks[at];
-        for (int i = 0; i < chunk.count; ++i)
-            add(state, group, chunk.x1[i], chunk.y1[i], chunk.x2[i], chunk.y2[i], chunk.area[i]);
-    }
+    return kept;
 }
 
 template <bool kOverlap, class T>
-void run(Suppression<T>& state, const int32_t* order, int64_t count) {
-    const Limit<T> limit(state.threshold);
-    for (int64_t k = 0; k < count && state.kept < state.most; ++k) {
-        const int32_t index = order[k];
-        const T* from = state.boxes + int64_t{4} * index;
-        const Box<T> place = {from[0], from[1], from[2], from[3]};
-        const T width = place.x2 - place.x1, height = place.y2 - place.y1, area = width * height;
-        Group<T>& group = state.groups[state.classes ? state.classes[index] : 0];
-        --group.left;
-        const bool active = !kOverlap || (width > 0 && height > 0 && area <= Limits<T>::kLargest);
-        if (active) {
-            const Asking<T> box = {Vec<T>::all(place.x1), Vec<T>::all(place.y1), Vec<T>::all(place.x2),
-                                   Vec<T>::all(place.y2), Vec<T>::all(area)};
-            if (group.cells < 0 ? falls_to_chain<kOverlap>(box, state.chunks, group.chain, limit)
-                                : falls_in_grid(state, group, place, box, area, limit))
-                continue;
+int64_t run(const Suppression<T>& p, int32_t* keep) {
+    const Limit<T> limit(p.threshold);
+    if (kOverlap) drop_areas(p.boxes, p.count);
+    clear(p.fallen, p.count);
+    int64_t kept = 0, swept = 0;
+    for (int64_t i = 0; i < p.count && kept < p.most; ++i) {
+        if (p.fallen[i / kWord] >> (i % kWord) & 1) continue;
+        keep[kept++] = p.places[i];
+        if (kOverlap && !has_area(p.boxes, i)) continue;
+        sweep<kOverlap>(p.boxes, i, p.count, Pivot<T>(p.boxes, i), limit, p.fallen);
+        if (kOverlap && ++swept == kFullSweeps && p.count - i >= kLeastToLayOut) {
+            const int64_t left = squeeze(p, i + 1, p.count);
+            const Grid<T> grid = make_grid(p.boxes, left, limit.lower);
+            if (left >= kLeastToLayOut && grid.usable)
+                return suppress_by_place(p, grid, left, limit, kept, keep);
+            Suppression<T> rest = p;
+            rest.count = left;
+            rest.most = p.most - kept;
+            return kept + run<kOverlap>(rest, keep + kept);
         }
-        state.keep[state.kept++] = index;
-        if (!active || group.left == 0) continue;
-        add(state, group, place.x1, place.y1, place.x2, place.y2, area);
-        if (kOverlap && group.kept == kGridFrom && group.cells < 0 && group.left >= kGridFrom)
-            make_grid(state, group, limit);
     }
+    return kept;
 }
 
 }  // namespace
 
 template <class T>
-void suppress(Suppression<T>& state, const int32_t* order, int64_t count) {
-    if (state.threshold >= 0)
-        run<true>(state, order, count);
-    else
-        run<false>(state, order, count);
+int64_t suppress(const Suppression<T>& problem, int32_t* keep) {
+    return problem.threshold >= 0 ? run<true>(problem, keep) : run<false>(problem, keep);
 }
 
-template void suppress<float>(Suppression<float>&, const int32_t*, int64_t);
-template void suppress<double>(Suppression<double>&, const int32_t*, int64_t);
+template int64_t suppress<float>(const Suppression<float>&, int32_t*);
+template int64_t suppress<double>(const Suppression<double>&, int32_t*);
 
 }  // namespace cpgr::CPGR_ISA
