@@ -19,10 +19,7 @@ using Buffer = std::unique_ptr<T[]>;  // not filled, unlike a std::vector
 // Indices by descending score.
 template <class S>
 Buffer<int32_t> order_of(const S* scores, int64_t count) {
-    using Item = Keyed<decltype(descending_key(S{}))>;
-    const Buffer<Item> items(new Item[2 * count]);
-    for (int64_t i = 0; i < count; ++i) items[i] = {descending_key(scores[i]), static_cast<int32_t>(i)};
-    const Item* sorted = stable_sort(items.get(), items.get() + count, count);
+    const auto sorted = stable_argsort(count, [=](int64_t i) { return descending_key(scores[i]); });
     Buffer<int32_t> order(new int32_t[count]);
     for (int64_t k = 0; k < count; ++k) order[k] = sorted[k].index;
     return order;
@@ -40,10 +37,7 @@ int64_t number_classes(const int64_t* idxs, int64_t count, int32_t* classes) {
         for (int64_t i = 0; i < count; ++i) classes[i] = static_cast<int32_t>(idxs[i] - least);
         return static_cast<int64_t>(range) + 1;
     }
-    using Item = Keyed<uint64_t>;
-    const Buffer<Item> items(new Item[2 * count]);
-    for (int64_t i = 0; i < count; ++i) items[i] = {ascending_key(idxs[i]), static_cast<int32_t>(i)};
-    const Item* sorted = stable_sort(items.get(), items.get() + count, count);
+    const auto sorted = stable_argsort(count, [=](int64_t i) { return ascending_key(idxs[i]); });
     int32_t number = 0;
     for (int64_t k = 0; k < count; ++k) {
         number += k > 0 && sorted[k].key != sorted[k - 1].key;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kWord = 64;
 // Sweeps over all that is left before it is worth laying out, which costs about as much as these sweeps; and the least
 // number of boxes for which it is.
-constexpr int64_t kFullSweeps = 32;
+constexpr int64_t kFullSweeps = 16;
 constexpr int64_t kLeastToLayOut = 256;
 
 template <class T>
@@ -87,18 +87,24 @@ inline void sweep(const Columns<T>& boxes, int64_t begin, int64_t end, const Piv
         fallen[i / kWord] |= static_cast<uint64_t>(falling<kOverlap>(boxes, i, pivot, limit)) << (i % kWord);
 }
 
-template <class T>
-inline bool has_area(const Columns<T>& boxes, int64_t i) {
-    return boxes.area[i] > 0;
-}
-
-// Areas of boxes that overlap nothing become NaN: those of zero, turned inside out, or beyond the largest number.
+// Boxes that overlap nothing, because they are empty, turned inside out, or beyond the largest number, become empty ones
+// with an area of NaN.
 template <class T>
 void drop_areas(const Columns<T>& boxes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-        const bool real = (boxes.x2[i] - boxes.x1[i] > 0) & (boxes.area[i] > 0) & (boxes.area[i] <= Limits<T>::kLargest);
-        boxes.area[i] = real ? boxes.area[i] : Limits<T>::kNan;
+        const T x1 = boxes.x1[i], y1 = boxes.y1[i], x2 = boxes.x2[i], y2 = boxes.y2[i], area = boxes.area[i];
+        const bool real = (x2 - x1 > 0) & (area > 0) & (area <= Limits<T>::kLargest);
+        boxes.x1[i] = real ? x1 : 0;
+        boxes.y1[i] = real ? y1 : 0;
+        boxes.x2[i] = real ? x2 : 0;
+        boxes.y2[i] = real ? y2 : 0;
+        boxes.area[i] = real ? area : Limits<T>::kNan;
     }
+}
+
+template <class T>
+inline bool has_area(const Columns<T>& boxes, int64_t i) {
+    return boxes.area[i] > 0;
 }
 
 inline void clear(uint64_t* fallen, int64_t count) {
@@ -131,7 +137,8 @@ template <class T>
 struct Axis {
     T scale;     // cells a pixel
     T longest;   // length of a box, and a little more
-    T lower;     // the least overlap, in lengths
+    T spare;     // 1 - lower, and a little more, where `lower` is the least overlap in lengths
+    T stretch;   // 1 / lower
     int32_t cells;  // a power of two
 
     // It never falls as the coordinate grows.
@@ -148,10 +155,10 @@ struct Axis {
     // (1 - lower) of its own length, which is at most length / lower. In floating point the corners compare as in
     // exact numbers, for subtracting and adding keep their order.
     inline T below(T length) const {
-        const T other = length / lower;
-        return (T(1.0001) - lower) * (other < longest ? other : longest);
+        const T other = length * stretch;
+        return spare * (other < longest ? other : longest);
     }
-    inline T beyond(T length) const { return (T(1.0001) - lower) * length; }
+    inline T beyond(T length) const { return spare * length; }
 };
 
 template <class T>
@@ -167,25 +174,36 @@ struct Grid {
 // Cells as high as the mean reach of a box and half as wide.
 template <class T>
 Grid<T> make_grid(const Columns<T>& boxes, int64_t count, T lower) {
-    T width = 0, height = 0, widest = 0, highest = 0, least = Limits<T>::kLargest;
-    int64_t real = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        if (!has_area(boxes, i)) continue;
-        const T w = boxes.x2[i] - boxes.x1[i], h = boxes.y2[i] - boxes.y1[i];
-        ++real;
-        width += w;
-        height += h;
-        widest = larger(widest, w);
-        highest = larger(highest, h);
-        least = smaller(least, boxes.area[i]);
+    constexpr int lanes = 64 / sizeof(T);  // as many running sums as a register holds
+    T width[lanes] = {}, height[lanes] = {}, widest[lanes] = {}, highest[lanes] = {}, least[lanes];
+    for (int lane = 0; lane < lanes; ++lane) least[lane] = Limits<T>::kLargest;
+    for (int64_t first = 0; first < count; first += lanes) {
+        const int filled = count - first < lanes ? static_cast<int>(count - first) : lanes;
+        const T *x1 = boxes.x1 + first, *y1 = boxes.y1 + first, *x2 = boxes.x2 + first, *y2 = boxes.y2 + first;
+        const T* area = boxes.area + first;
+        for (int lane = 0; lane < filled; ++lane) {
+            const T w = x2[lane] - x1[lane], h = y2[lane] - y1[lane];
+            width[lane] += w;
+            height[lane] += h;
+            widest[lane] = larger(w, widest[lane]);
+            highest[lane] = larger(h, highest[lane]);
+            least[lane] = smaller(area[lane], least[lane]);
+        }
+    }
+    for (int lane = 1; lane < lanes; ++lane) {
+        width[0] += width[lane];
+        height[0] += height[lane];
+        widest[0] = larger(widest[0], widest[lane]);
+        highest[0] = larger(highest[0], highest[lane]);
+        least[0] = smaller(least[0], least[lane]);
     }
     // Products of tiny areas round too coarsely for `lower`; that boxes overlap at all is certain still.
-    if (least < Limits<T>::kTiny) lower = 0;
-    Grid<T> grid = {{0, widest * T(1.0001), lower, 1}, {0, highest * T(1.0001), lower, 1}, false};
-    width /= static_cast<T>(real);
-    height /= static_cast<T>(real);
-    grid.x.scale = T(2) / (grid.x.below(width) + grid.x.beyond(width));
-    grid.y.scale = T(1) / (grid.y.below(height) + grid.y.beyond(height));
+    if (least[0] < Limits<T>::kTiny) lower = 0;
+    const T spare = T(1.0001) - lower, stretch = T(1) / lower;
+    Grid<T> grid = {{0, widest[0] * T(1.0001), spare, stretch, 1}, {0, highest[0] * T(1.0001), spare, stretch, 1}, false};
+    const T mean_width = width[0] / static_cast<T>(count), mean_height = height[0] / static_cast<T>(count);
+    grid.x.scale = T(2) / (grid.x.below(mean_width) + grid.x.beyond(mean_width));
+    grid.y.scale = T(1) / (grid.y.below(mean_height) + grid.y.beyond(mean_height));
     while (int64_t{4} * grid.x.cells * grid.y.cells <= count)
         (grid.x.cells <= grid.y.cells ? grid.x.cells : grid.y.cells) *= 2;
     // Lengths beyond all measure, or no box with an area.
