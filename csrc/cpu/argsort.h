@@ -1,54 +1,98 @@
-// Stable argsort by least-significant-digit radix passes: linear, and several times faster than a comparison sort
-// at the sizes that non-maximum suppression sees.
+// Stable argsort for non-maximum suppression: two radix passes over the leading bits in which the keys differ, then a
+// repair of the few neighbours that share those. Linear on scores as they come, n log n on the worst.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-#include <vector>
+#include <memory>
+
+#include "../score_key.h"
 
 namespace cpgr {
 
-// A key whose ascending order is torch's descending order of scores: NaN first, then large to small, -0 equal to 0.
-template <class T>
-auto descending_key(T score) {
-    using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-    constexpr Key sign = Key{1} << (sizeof(Key) * 8 - 1);
-    if (score != score) return Key{0};
-    if (score == T{0}) score = T{0};
-    Key bits;
-    std::memcpy(&bits, &score, sizeof(bits));
-    const Key ascending = (bits & sign) ? ~bits : (bits | sign);
-    return static_cast<Key>(~ascending);
-}
+template <class Key>
+struct Keyed {
+    Key key;
+    int32_t index;
+};
 
 inline uint64_t ascending_key(int64_t value) {
     return static_cast<uint64_t>(value) ^ (uint64_t{1} << 63);
 }
 
-// Positions of `keys` in ascending order, equal keys in their order of appearance.
-template <class Key>
-std::vector<int32_t> stable_argsort(const std::vector<Key>& keys) {
-    constexpr int digits = sizeof(Key), radix = 256;
-    const int32_t count = static_cast<int32_t>(keys.size());
-    std::vector<int32_t> order(count), next(count);
-    for (int32_t i = 0; i < count; ++i) order[i] = i;
-
-    uint32_t histogram[digits][radix] = {};
-    for (const Key key : keys)
-        for (int digit = 0; digit < digits; ++digit) ++histogram[digit][(key >> (8 * digit)) & 255];
-
-    for (int digit = 0; digit < digits; ++digit) {
-        uint32_t* start = histogram[digit];
-        // All keys share this digit: the pass would change nothing.
-        if (count == 0 || start[(keys[0] >> (8 * digit)) & 255] == static_cast<uint32_t>(count)) continue;
-        uint32_t sum = 0;
-        for (int value = 0; value < radix; ++value) sum += std::exchange(start[value], sum);
-        for (const int32_t i : order) next[start[(keys[i] >> (8 * digit)) & 255]++] = i;
-        order.swap(next);
+// Sorts by `digit_of(key)`, below 2^kBits, equal ones in their order of appearance.
+template <int kBits, class Item, class Digit>
+void radix_pass(const Item* from, Item* to, int64_t count, const Digit& digit_of) {
+    uint32_t starts[1 << kBits] = {};
+    for (int64_t i = 0; i < count; ++i) ++starts[digit_of(from[i].key)];
+    uint32_t sum = 0;
+    for (uint32_t& start : starts) {
+        const uint32_t size = start;
+        start = sum;
+        sum += size;
     }
-    return order;
+    for (int64_t i = 0; i < count; ++i) to[starts[digit_of(from[i].key)]++] = from[i];
+}
+
+// Puts items in order that are sorted already but for runs of equal `leading(key)`.
+template <class Item, class Leading>
+void sort_runs(Item* items, int64_t count, const Leading& leading) {
+    constexpr int64_t short_run = 16;
+    const auto before = [](const Item& a, const Item& b) { return a.key < b.key; };
+    for (int64_t i = 1; i < count; ++i) {
+        if (!before(items[i], items[i - 1])) continue;
+        int64_t begin = i - 1, end = i + 1;
+        while (begin > 0 && leading(items[begin - 1].key) == leading(items[i].key)) --begin;
+        while (end < count && leading(items[end].key) == leading(items[i].key)) ++end;
+        if (end - begin > short_run) {
+            std::stable_sort(items + begin, items + end, before);
+        } else {
+            for (int64_t j = begin + 1; j < end; ++j) {
+                const Item item = items[j];
+                int64_t hole = j;
+                for (; hole > begin && before(item, items[hole - 1]); --hole) items[hole] = items[hole - 1];
+                items[hole] = item;
+            }
+        }
+        i = end - 1;
+    }
+}
+
+template <int kBits, class Key>
+void stable_sort(Keyed<Key>* items, Keyed<Key>* spare, int64_t count) {
+    Key least = items[0].key, largest = items[0].key;
+    for (int64_t i = 1; i < count; ++i) {
+        least = std::min(least, items[i].key);
+        largest = std::max(largest, items[i].key);
+    }
+    int shift = 0;  // of the bits that are left out
+    while ((largest - least) >> shift >> 2 * kBits) ++shift;
+    const auto leading = [=](Key key) { return static_cast<uint32_t>((key - least) >> shift); };
+    radix_pass<kBits>(items, spare, count, [=](Key key) { return leading(key) & ((1 << kBits) - 1); });
+    radix_pass<kBits>(spare, items, count, [=](Key key) { return leading(key) >> kBits; });
+    if (shift > 0) sort_runs(items, count, leading);
+}
+
+// Sorts `items` by key, ascending, equal keys in their order of appearance. `spare` has room for `count` too.
+template <class Key>
+void stable_sort(Keyed<Key>* items, Keyed<Key>* spare, int64_t count) {
+    if (count < 2) return;
+    if (count < 256)
+        stable_sort<7>(items, spare, count);
+    else if (count < 6000)
+        stable_sort<9>(items, spare, count);
+    else
+        stable_sort<11>(items, spare, count);
+}
+
+// The indices of keys in that order; `key_of(i)` is the key of index i.
+template <class KeyOf>
+auto stable_argsort(int64_t count, const KeyOf& key_of) {
+    using Item = Keyed<decltype(key_of(int64_t{0}))>;
+    std::unique_ptr<Item[]> items(new Item[2 * count]);
+    for (int64_t i = 0; i < count; ++i) items[i] = {key_of(i), static_cast<int32_t>(i)};
+    stable_sort(items.get(), items.get() + count, count);
+    return items;
 }
 
 }  // namespace cpgr

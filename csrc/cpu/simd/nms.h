@@ -6,19 +6,32 @@
 
 namespace cpgr {
 
-// The boxes still in the running, best first, as six columns. Each column has `kSlack` entries more than there are
-// boxes, which whole registers may read and write.
+// Boxes as columns. Each column is aligned to 64 bytes and has kSlack entries more than there are boxes, which whole
+// registers may read and write.
 template <class T>
-struct Running {
-    static constexpr int kSlack = 16;
+struct Columns {
+    static constexpr int64_t kSlack = 64;
     T *x1, *y1, *x2, *y2, *area;
-    int32_t* place;  // in the order of scores
+};
+
+// One class's boxes, best first, and room to work.
+template <class T>
+struct Suppression {
+    Columns<T> boxes;   // used up
+    int32_t* places;    // a number of the caller's for each box, as long as a column
+    int64_t count;
+    T threshold;
+    int64_t most;       // how many may stay
+    Columns<T> binned;  // room for `count` boxes
+    int32_t* positions;  // room for `count`
+    int32_t* starts;    // room for count / 2 + 1
+    uint64_t* fallen;   // room for a bit a box, in whole words
 };
 
 CPGR_DECLARE_SIMD(
     // Greedy suppression: writes the places of the boxes that stay to `keep`, best first, and returns how many.
-    // `running` is used up. A box falls when its IoU with an earlier one that stays is above `threshold`.
+    // A box falls when its IoU with an earlier one that stays is above the threshold.
     template <class T>
-    int64_t suppress(Running<T> running, int64_t count, T threshold, int32_t* keep);)
+    int64_t suppress(const Suppression<T>& problem, int32_t* keep);)
 
 }  // namespace cpgr

@@ -19,6 +19,7 @@ struct Vec;
     template <>                                                                                            \
     struct Vec<T> {                                                                                        \
         static constexpr int lanes = N;                                                                    \
+        static constexpr uint32_t kAll = (1u << N) - 1;                                                    \
         REG v;                                                                                             \
         static inline Vec load(const T* p) { return {_mm512_loadu_##S(p)}; }                               \
         static inline Vec all(T x) { return {_mm512_set1_##S(x)}; }                                        \
@@ -26,6 +27,7 @@ struct Vec;
         friend inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_##S(a.v, b.v)}; }                   \
         friend inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_##S(a.v, b.v)}; }                   \
         friend inline Vec operator/(Vec a, Vec b) { return {_mm512_div_##S(a.v, b.v)}; }                   \
+        friend inline Vec multiply_subtract(Vec a, Vec b, Vec c) { return {_mm512_fmsub_##S(a.v, b.v, c.v)}; } \
         friend inline Vec larger(Vec a, Vec b) { return {_mm512_max_##S(a.v, b.v)}; }                      \
         friend inline Vec smaller(Vec a, Vec b) { return {_mm512_min_##S(a.v, b.v)}; }                     \
         friend inline uint32_t above(Vec a, Vec b) { return _mm512_cmp_##S##_mask(a.v, b.v, _CMP_GT_OQ); } \
@@ -53,6 +55,7 @@ static inline void pack(int32_t* to, const int32_t* from, uint32_t mask) {
     template <>                                                                                \
     struct Vec<T> {                                                                            \
         static constexpr int lanes = N;                                                        \
+        static constexpr uint32_t kAll = (1u << N) - 1;                                        \
         REG v;                                                                                 \
         static inline Vec load(const T* p) { return {_mm256_loadu_##S(p)}; }                   \
         static inline Vec all(T x) { return {_mm256_set1_##S(x)}; }                            \
@@ -60,6 +63,7 @@ static inline void pack(int32_t* to, const int32_t* from, uint32_t mask) {
         friend inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_##S(a.v, b.v)}; }       \
         friend inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_##S(a.v, b.v)}; }       \
         friend inline Vec operator/(Vec a, Vec b) { return {_mm256_div_##S(a.v, b.v)}; }       \
+        friend inline Vec multiply_subtract(Vec a, Vec b, Vec c) { return {_mm256_fmsub_##S(a.v, b.v, c.v)}; } \
         friend inline Vec larger(Vec a, Vec b) { return {_mm256_max_##S(a.v, b.v)}; }          \
         friend inline Vec smaller(Vec a, Vec b) { return {_mm256_min_##S(a.v, b.v)}; }         \
         friend inline uint32_t above(Vec a, Vec b) {                                           \
@@ -77,6 +81,7 @@ CPGR_VEC(double, 4, __m256d, pd)
 template <class T>
 struct Vec {
     static constexpr int lanes = 1;
+    static constexpr uint32_t kAll = 1;
     T v;
     static inline Vec load(const T* p) { return {*p}; }
     static inline Vec all(T x) { return {x}; }
@@ -84,6 +89,7 @@ struct Vec {
     friend inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
     friend inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
     friend inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+    friend inline Vec multiply_subtract(Vec a, Vec b, Vec c) { return {a.v * b.v - c.v}; }
     friend inline Vec larger(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
     friend inline Vec smaller(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
     friend inline uint32_t above(Vec a, Vec b) { return a.v > b.v; }
