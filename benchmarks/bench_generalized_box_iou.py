@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from cpgr_kernels import generalized_box_iou, reference
 
 from .boxes import spread_boxes
 from .harness import Case, against_reference, agree_closely, agree_exactly
-from .peers import compiled, peer
+from .peers import MissingPeer, compiled, peer
 
 SIZES = ((100, 100), (1000, 1000), (10000, 1000))
 PAIRS = (1000, 100_000)
@@ -21,13 +22,10 @@ def cases(device: str = "cpu") -> Iterator[Case]:
     """Pairwise by size, the gradient of all pairs, then the loss of pairs forward and backward."""
     for rows, columns in SIZES:
         boxes1, boxes2 = spread_boxes(rows, seed=1).to(device), spread_boxes(columns, seed=2).to(device)
-        runs = against_reference(partial(generalized_box_iou, boxes1, boxes2))
-        runs["torchvision"] = peer("torchvision.ops", lambda ops: partial(ops.generalized_box_iou, boxes1, boxes2))
-        runs["torch.compile"] = partial(compiled(reference.generalized_box_iou), boxes1, boxes2)
         yield Case(
             "generalized_box_iou",
             f"{rows} x {columns}",
-            runs,
+            _runs(boxes1, boxes2),
             agree_exactly,
             floor_bytes=4 * (rows * columns + 4 * (rows + columns)),
             floor_flops=23 * rows * columns,
@@ -35,6 +33,14 @@ def cases(device: str = "cpu") -> Iterator[Case]:
     yield _gradient_case(1000, device)
     for count in PAIRS:
         yield _loss_case(count, device)
+
+
+def _runs(boxes1: Tensor, boxes2: Tensor) -> dict[str, Callable[[], Any] | MissingPeer]:
+    return {
+        **against_reference(partial(generalized_box_iou, boxes1, boxes2)),
+        "torchvision": peer("torchvision.ops", lambda ops: partial(ops.generalized_box_iou, boxes1, boxes2)),
+        "torch.compile": partial(compiled(reference.generalized_box_iou), boxes1, boxes2),
+    }
 
 
 def _gradient_case(count: int, device: str) -> Case:
