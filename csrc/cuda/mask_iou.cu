@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = threadIdx.x; k < Side * Side; k += kThreads) shared[k / Side][k % Side] = 0;
         __syncthreads();
 
-        // A mask of 2^31 pixels or more would overflow 32 bits: a warp sees a sixteenth of it.
+        // 32 bits are enough: a warp sees a sixteenth of a mask.
         int sums[Down][Across][4] = {};
         for (int64_t tile = warp; tile < tiles; tile += kWarps) {
             uint4 of_a[Down][2], of_b[Across];

@@ -50,8 +50,8 @@ def mask_iou(masks1, masks2, *, iscrowd=None, pairwise: bool = True, backend: st
             f"mask_iou: masks1 are {packed1.height} x {packed1.width} "
             f"and masks2 are {packed2.height} x {packed2.width}; resize one side"
         )
-    if iscrowd is not None:
-        iscrowd = torch.as_tensor(iscrowd, device=packed2.device)
+    if iscrowd is not None and not isinstance(iscrowd, Tensor):
+        iscrowd = torch.as_tensor(iscrowd, device=packed2.device, dtype=None if len(iscrowd) else torch.bool)
     iou = _mask_iou_op(
         *(packed1.bits, packed1.area(), packed1.boxes(), packed2.bits, packed2.area(), packed2.boxes()),
         *(packed1.height, packed1.width, bool(pairwise), iscrowd, backend),
@@ -100,7 +100,7 @@ def _check_side(side: str, bits: Tensor, areas: Tensor, boxes: Tensor, height: i
         or bits.dtype is not torch.int64
         or areas.dtype is not torch.int64
         or boxes.dtype is not torch.int32
-        or bits.layout is not torch.strided
+        or any(tensor.layout is not torch.strided for tensor in (bits, areas, boxes))
     ):
         got = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in (bits, areas, boxes))
         raise ValueError(
@@ -191,9 +191,10 @@ def _cpp(*args):
     return _run(native.cpu()[0], (torch.get_num_threads(),), *args)
 
 
-def _cuda(shape, bits1, *args):
+def _cuda(shape, bits1, areas1, boxes1, bits2, *args):
+    bits1, bits2 = (bits if bits.data_ptr() % 16 == 0 else bits.clone() for bits in (bits1, bits2))
     with torch.cuda.device(bits1.device):
-        return _run(native.cuda()[0], native.launch_place(bits1), shape, bits1, *args)
+        return _run(native.cuda()[0], native.launch_place(bits1), shape, bits1, areas1, boxes1, bits2, *args)
 
 
 def _reference(shape, bits1, areas1, boxes1, bits2, areas2, boxes2, height, width, pairwise, iscrowd):

@@ -149,6 +149,7 @@ def test_empty_lists_have_the_other_sides_size():
     assert mask_iou([], encode(masks)).shape == (0, 3)
     assert mask_iou(pack_masks(masks), []).shape == (3, 0)
     assert mask_iou([], []).shape == (0, 0)
+    assert mask_iou(masks, [], iscrowd=[]).shape == (3, 0)
 
 
 MASKS = torch.zeros(3, 4, 5, dtype=torch.bool)
