@@ -1,0 +1,398 @@
+"""Anchors of images against queries: the k best of every image, and RefCLIP's contrastive loss.
+
+One matrix product [Q, D] x [D, B*N] whose columns are aligned to images, so that a tile of anchors is read once for
+BLOCK_Q queries, and whose tiles are reduced to the k best of each image in registers. No [Q, B, N] tensor exists.
+
+A tile holds an image's N anchors as two powers of two, TILE + REST (17 = 16 + 1; 169 <= 128 + 64), of which one image
+or, where N is small, PACK images side by side are computed at once. Where N is larger than the largest tile, a program
+walks an image's tiles and carries the k best along. A program computes several images for the same queries, and
+programs of different queries walk the same images at the same time, so that anchors come from memory once and from L2
+Q / BLOCK_Q times.
+
+The loss is made in a second, small kernel from the [Q, B, k] values: one program a query, whose row is contiguous. In
+the kernel of the products a program would have to walk all images of its queries, and Q / 128 programs do not fill a
+card: at B = Q = 1024 that is 8 of 132 multiprocessors.
+
+Bytes (elements of e bytes): reads e D (B N + Q), writes (4 + 2) k Q B (indices of 16 bits where N <= 32767). FLOPs:
+2 Q B N D. Choosing costs about 12 integer operations an element for k = 2, next to D / 2 or so cycles of a tensor
+core's product: at D = 512 a third of the product's time if nothing overlaps.
+
+Order: by value, NaN first, then the lower index. Scores are compared as integers of the same order.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import gradients
+from ._common import (
+    INTERPRETED,
+    TYPES,
+    aot_case,
+    ceil_div,
+    cover,
+    dot,
+    matmul_precision,
+    multiprocessors,
+    power_of_two,
+)
+
+MAX_K = 16  # the k best of a tile are kept in registers
+
+_LOWEST = tl.constexpr(-(2**31))  # below the integer of every score
+_NOWHERE = tl.constexpr(2**31 - 1)  # after every index
+
+
+@triton.jit
+def _ordered(scores, INTERPRETED: tl.constexpr):
+    """float32 as integers of the same order: -0 equals 0, NaN is above all."""
+    scores += 0.0  # -0 becomes 0, and on a GPU every NaN the same positive NaN
+    if INTERPRETED:
+        scores = tl.where(scores != scores, float("nan"), scores)
+    bits = scores.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _as_scores(keys):
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _first(keys, best, n):
+    """The lowest n along the last axis whose key is the best."""
+    return tl.min(tl.where(keys == best[:, :, None], n, _NOWHERE), 2)
+
+
+@triton.jit
+def _rows(anchors, first, start, images, count, features, PACK: tl.constexpr, SIZE: tl.constexpr):
+    """Addresses of the anchors start .. start + SIZE of PACK images, and which of them exist."""
+    row = tl.arange(0, PACK * SIZE)
+    image = first + row // SIZE
+    n = start + row % SIZE
+    return anchors + (image.to(tl.int64) * count + n) * features, (image < images) & (n < count)
+
+
+@triton.jit
+def _top_kernel(
+    anchors,
+    queries,
+    values,
+    indices,
+    images,
+    count,
+    features,
+    rows,
+    packs_per_program,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PACK: tl.constexpr,
+    TILE: tl.constexpr,
+    REST: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE_D: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """values, indices [rows, images, K] of the K best of every image's `count` anchors.
+
+    ONE_TILE: count <= TILE + REST. FULL: every anchor of the first part exists. WHOLE_D: BLOCK_D divides `features`.
+    """
+    query_blocks = tl.cdiv(rows, BLOCK_Q)
+    q = (tl.program_id(0) % query_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    query_at = queries + tl.minimum(q, rows - 1).to(tl.int64)[:, None] * features + d[None, :]
+    slot = tl.arange(0, SLOTS)[None, None, :]
+    STEP: tl.constexpr = TILE + REST
+    tiles = 1 if ONE_TILE else tl.cdiv(count, STEP)
+    first = (tl.program_id(0) // query_blocks) * packs_per_program * tiles
+    last = tl.minimum(first + packs_per_program * tiles, tl.cdiv(images, PACK) * tiles)
+    top = tl.full([BLOCK_Q, PACK, SLOTS], _LOWEST, tl.int32)
+    top_n = tl.full([BLOCK_Q, PACK, SLOTS], _NOWHERE, tl.int32)
+    for step in tl.range(first, last, flatten=FLATTEN):
+        first_image = (step // tiles) * PACK
+        start = (step % tiles) * STEP
+        part, exists = _rows(anchors, first_image, start, images, count, features, PACK, TILE)
+        part_at = part[:, None] + d[None, :]
+        sums = tl.zeros([BLOCK_Q, PACK * TILE], tl.float32)
+        if REST:
+            rest, rest_exists = _rows(anchors, first_image, start + TILE, images, count, features, PACK, REST)
+            rest_at = rest[:, None] + d[None, :]
+            rest_sums = tl.zeros([BLOCK_Q, PACK * REST], tl.float32)
+        for chunk in range(0, features, BLOCK_D):
+            inside = True if WHOLE_D else (chunk + d < features)[None, :]
+            x = tl.load(query_at + chunk, mask=None if WHOLE_D else inside, other=None if WHOLE_D else 0.0)
+            y = tl.load(part_at + chunk, mask=exists[:, None] & inside, other=0.0)
+            sums = dot(x, y.T, sums, PRECISION, INTERPRETED)
+            if REST:
+                z = tl.load(rest_at + chunk, mask=rest_exists[:, None] & inside, other=0.0)
+                rest_sums = dot(x, z.T, rest_sums, PRECISION, INTERPRETED)
+
+        keys = _ordered(tl.reshape(sums, [BLOCK_Q, PACK, TILE]), INTERPRETED)
+        n = start + tl.arange(0, TILE)[None, None, :]
+        if not FULL:
+            keys = tl.where(n < count, keys, _LOWEST)
+        if REST:
+            rest_keys = _ordered(tl.reshape(rest_sums, [BLOCK_Q, PACK, REST]), INTERPRETED)
+            rest_n = start + TILE + tl.arange(0, REST)[None, None, :]
+            rest_keys = tl.where(rest_n < count, rest_keys, _LOWEST)
+        if not ONE_TILE:
+            top = tl.where(start == 0, _LOWEST, top)
+        new_top = tl.full([BLOCK_Q, PACK, SLOTS], _LOWEST, tl.int32)
+        new_n = tl.full([BLOCK_Q, PACK, SLOTS], _NOWHERE, tl.int32)
+        for j in tl.static_range(K):
+            best = tl.max(keys, 2)
+            if REST:
+                best = tl.maximum(best, tl.max(rest_keys, 2))
+            if not ONE_TILE:
+                best = tl.maximum(best, tl.max(top, 2))
+            at = _first(keys, best, n)
+            if REST:
+                at = tl.minimum(at, _first(rest_keys, best, rest_n))
+            if not ONE_TILE:
+                at = tl.minimum(at, _first(top, best, top_n))
+            if j + 1 < K:
+                keys = tl.where(n == at[:, :, None], _LOWEST, keys)
+                if REST:
+                    rest_keys = tl.where(rest_n == at[:, :, None], _LOWEST, rest_keys)
+                if not ONE_TILE:
+                    top = tl.where(top_n == at[:, :, None], _LOWEST, top)
+            new_top = tl.where(slot == j, best[:, :, None], new_top)
+            new_n = tl.where(slot == j, at[:, :, None], new_n)
+        top, top_n = new_top, new_n
+
+        if ONE_TILE or start + STEP >= count:
+            image = first_image + tl.arange(0, PACK)[None, :, None]
+            out = (q.to(tl.int64)[:, None, None] * images + image) * K + slot
+            is_result = (q[:, None, None] < rows) & (image < images) & (slot < K)
+            tl.store(values + out, _as_scores(top), mask=is_result)
+            tl.store(indices + out, tl.minimum(top_n, count - 1).to(indices.dtype.element_ty), mask=is_result)
+
+
+@triton.jit
+def _loss_kernel(
+    values,
+    positive,
+    image_ids,
+    losses,
+    lse,
+    images,
+    scale,
+    K: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One query: the log of the sum of the exponentials of its positive and its negatives, and the loss.
+
+    A `positive` that is no image gives NaN.
+    """
+    query = tl.program_id(0)
+    own = tl.load(positive + query)
+    is_image = (own >= 0) & (own < images)
+    own = tl.where(is_image, own, 0)
+    row = values + query.to(tl.int64) * images * K
+    positive_score = tl.load(row + own * K) * scale
+    if MASKED:
+        own_id = tl.load(image_ids + own)
+    highest = positive_score
+    base = tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
+    total = tl.exp(positive_score - base)
+    for start in range(0, images * K, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        image = entry // K
+        counts = (image < images) & (image != own)
+        if MASKED:
+            counts &= tl.load(image_ids + image, mask=image < images, other=0) != own_id
+        scores = tl.where(counts, tl.load(row + entry, mask=image < images, other=0.0) * scale, -float("inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 0))
+        base = tl.where(tl.abs(new_highest) == float("inf"), 0.0, new_highest)
+        total = total * tl.exp(highest - base) + tl.sum(tl.exp(scores - base), 0)
+        highest = new_highest
+    log = tl.log(total)
+    # Not as lse minus the positive's score: log(total) is near 0 where the loss is.
+    tl.store(losses + query, tl.where(is_image, log + (base - positive_score), float("nan")))
+    tl.store(lse + query, tl.where(is_image, log + base, float("nan")))
+def plan(
+    dtype: torch.dtype,
+    queries: int,
+    images: int,
+    count: int,
+    features: int,
+    k: int,
+    processors: int,
+    config: dict[str, Any] | None = None,
+) -> tuple[int, dict[str, Any], dict[str, int]]:
+    """Packs of images a program, the constants of `_top_kernel` that depend on sizes, and its options.
+
+    `config` overrides constants and options.
+    """
+    half = dtype is not torch.float32
+    pack, rest = 1, 0
+    if queries * images * count < 128 * 128 * processors:
+        # Too little for one large tile a multiprocessor: small tiles, one image each.
+        block_q, tile, warps, stages = (16 if queries <= 16 else 32), min(max(power_of_two(count), 16), 128), 4, 4
+    elif not half:
+        # Without tensor cores: 64 x 64 products a program, 32 a thread.
+        block_q, tile, warps, stages = min(max(power_of_two(queries), 16), 64), min(max(power_of_two(count), 4), 64), 4, 3
+        pack = 64 // tile
+    else:
+        block_q = min(max(power_of_two(queries), 16), 128)
+        if count > 64:
+            tile, rest = cover(count, ((128, 0), (128, 64)))
+        else:
+            part = max(power_of_two(count), 4)
+            half_part = part // 2
+            tile, rest = cover(count, ((part, 0), *((half_part, half_part // some) for some in (8, 4, 2) if half_part >= 16)))
+            pack = 128 // tile
+        warps, stages = (8 if block_q == 128 else 4), 3
+        if block_q == 128 and not rest and queries >= 256:
+            block_q = 256  # 128 products a thread, and a quarter less read from L2 than with 128
+    block_d = min(64 if half else 32, max(16, power_of_two(features)))
+    step = tile + rest
+    chosen = {"K": k, "SLOTS": power_of_two(k), "PACK": pack, "TILE": tile, "REST": rest, "BLOCK_Q": block_q}
+    chosen |= {"BLOCK_D": block_d, "FLATTEN": warps == 8, "num_warps": warps, "num_stages": stages, **(config or {})}
+    step = chosen["TILE"] + chosen["REST"]
+    chosen["ONE_TILE"] = count <= step
+    chosen["FULL"] = count % step == 0 or (count <= step and count >= chosen["TILE"])
+    chosen["WHOLE_D"] = features % chosen["BLOCK_D"] == 0
+    options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
+    packs = ceil_div(images, chosen["PACK"])
+    # One wave of programs that fill the card: as many of them walk different images as there is room for.
+    residents = processors if chosen["FLATTEN"] else 4 * processors
+    walkers = max(1, residents // ceil_div(queries, chosen["BLOCK_Q"]))
+    return ceil_div(packs, walkers), chosen, options
+
+
+def anchor_scores_forward(
+    anchors: Tensor,
+    queries: Tensor,
+    k: int,
+    *,
+    index_dtype: torch.dtype = torch.int32,
+    config: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k best anchors [B, N, D] of every image for every query [Q, D]: values and indices [Q, B, k].
+
+    k <= MAX_K. Types float32, float16, bfloat16; values are float32.
+    """
+    images, count, features = anchors.shape
+    rows = queries.shape[0]
+    if not 1 <= k <= min(count, MAX_K):
+        raise ValueError(f"anchor_scores: k must be in 1..{min(count, MAX_K)}, got {k}")
+    values = torch.empty(rows, images, k, dtype=torch.float32, device=anchors.device)
+    indices = torch.empty(rows, images, k, dtype=index_dtype, device=anchors.device)
+    if not values.numel():
+        return values, indices
+    packs_per_program, constants, options = plan(
+        anchors.dtype, rows, images, count, features, k, multiprocessors(anchors), config
+    )
+    walkers = ceil_div(ceil_div(images, constants["PACK"]), packs_per_program)
+    grid = (ceil_div(rows, constants["BLOCK_Q"]) * walkers,)
+    _top_kernel[grid](
+        anchors, queries, values, indices, images, count, features, rows, packs_per_program,
+        PRECISION=matmul_precision(anchors.dtype), INTERPRETED=INTERPRETED, **constants, **options,
+    )  # fmt: skip
+    return values, indices
+
+
+def anchor_scores_backward(
+    grad: Tensor, anchors: Tensor, queries: Tensor, indices: Tensor, *, config: dict[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of anchors and queries, in their type, from grad [Q, B, k] of the values and their indices."""
+    return gradients.gradients(
+        gradients.GRADS, anchors, queries, grad, indices, k=indices.shape[2], config=config
+    )
+
+
+def anchor_contrast_forward(
+    anchors: Tensor,
+    queries: Tensor,
+    positive: Tensor,
+    image_ids: Tensor | None,
+    k: int,
+    scale: float,
+    *,
+    config: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """RefCLIP's loss of every query: losses [Q], and for the backward pass lse [Q], values and indices [Q, B, k].
+
+    Values are unscaled; indices are int16 where they fit. positive [Q] and image_ids [B] are int64. A `positive` that
+    is no image gives NaN.
+    """
+    images, count, _ = anchors.shape
+    rows = queries.shape[0]
+    index_dtype = torch.int16 if count <= 32767 else torch.int32
+    values, indices = anchor_scores_forward(anchors, queries, k, index_dtype=index_dtype, config=config)
+    losses = torch.empty(rows, dtype=torch.float32, device=anchors.device)
+    lse = torch.empty_like(losses)
+    if values.numel():
+        block = min(1024, max(16, power_of_two(images * k)))
+        _loss_kernel[(rows,)](
+            values, positive, positive if image_ids is None else image_ids, losses, lse, images, scale,
+            K=k, MASKED=image_ids is not None, BLOCK=block, num_warps=4 if block > 128 else 1,
+        )  # fmt: skip
+    return losses, lse, values, indices
+
+
+def anchor_contrast_backward(
+    grad_losses: Tensor,
+    anchors: Tensor,
+    queries: Tensor,
+    positive: Tensor,
+    image_ids: Tensor | None,
+    lse: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    scale: float,
+    *,
+    config: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of anchors and queries, in their type, from grad_losses [Q] and what the forward pass returned."""
+    return gradients.gradients(
+        gradients.CONTRAST,
+        anchors,
+        queries,
+        grad_losses,
+        indices,
+        k=indices.shape[2],
+        scale=scale,
+        values=values,
+        lse=lse,
+        positive=positive,
+        image_ids=image_ids,
+        config=config,
+    )
+
+
+def _aot_cases() -> list[dict]:
+    cases = []
+    for dtype, rows, images, count, features, k in (
+        (torch.float32, 64, 64, 17, 512, 2),
+        (torch.bfloat16, 64, 64, 17, 512, 2),
+        (torch.float32, 1024, 1024, 17, 512, 2),
+        (torch.bfloat16, 1024, 1024, 17, 512, 2),
+        (torch.bfloat16, 1024, 1024, 169, 512, 2),
+        (torch.float16, 64, 64, 3549, 512, 2),
+        (torch.bfloat16, 1024, 1024, 507, 512, 4),
+    ):
+        name = TYPES[dtype]
+        _, constants, options = plan(dtype, rows, images, count, features, k, 132)
+        types = {"anchors": f"*{name}", "queries": f"*{name}", "values": "*fp32", "indices": "*i16", "features": "i32"}
+        types |= dict.fromkeys(("images", "count", "rows", "packs_per_program"), "i32:1")
+        constants |= {"PRECISION": "ieee", "INTERPRETED": False}
+        title = f"top {k} {name} {rows}x{images}x{count}x{features}"
+        cases.append(aot_case(title, _top_kernel, types, constants, options))
+    types = {"values": "*fp32", "positive": "*i64", "image_ids": "*i64", "losses": "*fp32", "lse": "*fp32"}
+    types |= {"images": "i32", "scale": "fp32"}
+    cases.append(aot_case("loss", _loss_kernel, types, {"K": 2, "MASKED": True, "BLOCK": 1024}, {"num_warps": 4}))
+    return cases
+
+
+AOT_CASES = _aot_cases()
