@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import reference
 from . import gradients
 from ._common import (
     INTERPRETED,
@@ -40,7 +41,7 @@ from ._common import (
     power_of_two,
 )
 
-MAX_K = 16  # the k best of a tile are kept in registers
+MAX_K = 8  # the k best of a tile are kept in registers
 
 _LOWEST = tl.constexpr(-(2**31))  # below the integer of every score
 _NOWHERE = tl.constexpr(2**31 - 1)  # after every index
@@ -186,6 +187,7 @@ def _loss_kernel(
     images,
     scale,
     K: tl.constexpr,
+    POSITIVE: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -194,7 +196,9 @@ def _loss_kernel(
     A `positive` that is no image gives NaN.
     """
     query = tl.program_id(0)
-    own = tl.load(positive + query)
+    own = query.to(tl.int64)
+    if POSITIVE:
+        own = tl.load(positive + query)
     is_image = (own >= 0) & (own < images)
     own = tl.where(is_image, own, 0)
     row = values + query.to(tl.int64) * images * K
@@ -234,30 +238,31 @@ def plan(
     `config` overrides constants and options.
     """
     half = dtype is not torch.float32
-    pack, rest = 1, 0
+    pack, rest, flatten = 1, 0, False
+    part = max(power_of_two(count), 4)
     if queries * images * count < 128 * 128 * processors:
         # Too little for one large tile a multiprocessor: small tiles, one image each.
-        block_q, tile, warps, stages = (16 if queries <= 16 else 32), min(max(power_of_two(count), 16), 128), 4, 4
+        block_q, tile, warps, stages = (16 if queries <= 16 else 32), min(max(part, 16), 128), 4, 4
+        block_d = 64 if half else 32
     elif not half:
         # Without tensor cores: 64 x 64 products a program, 32 a thread.
-        block_q, tile, warps, stages = min(max(power_of_two(queries), 16), 64), min(max(power_of_two(count), 4), 64), 4, 3
+        block_q, block_d, warps, stages = min(max(power_of_two(queries), 16), 64), 16, 4, 3
+        tile = min(part, 64)
         pack = 64 // tile
     else:
-        block_q = min(max(power_of_two(queries), 16), 128)
-        if count > 64:
-            tile, rest = cover(count, ((128, 0), (128, 64)))
-        else:
-            part = max(power_of_two(count), 4)
-            half_part = part // 2
-            tile, rest = cover(count, ((part, 0), *((half_part, half_part // some) for some in (8, 4, 2) if half_part >= 16)))
-            pack = 128 // tile
-        warps, stages = (8 if block_q == 128 else 4), 3
-        if block_q == 128 and not rest and queries >= 256:
+        block_q, block_d, stages = min(max(power_of_two(queries), 16), 128), 64, 3
+        tile, rest = min(part, 128), 0
+        if 16 < count <= 192:  # one tile
+            low = part // 2
+            tile, rest = cover(count, ((part, 0), *((low, low // some) for some in (8, 4, 2)[: 3 if low == 128 else 2])))
+        pack = max(128 // tile, 1)
+        warps = 8 if block_q == 128 else 4
+        flatten = warps == 8 and k <= 4  # the next tile's loads begin before the k best of this one are chosen
+        if flatten and rest == 0 and count <= 128 and queries >= 256 and k <= 2:
             block_q = 256  # 128 products a thread, and a quarter less read from L2 than with 128
-    block_d = min(64 if half else 32, max(16, power_of_two(features)))
-    step = tile + rest
+    block_d = min(block_d, max(16, power_of_two(features)))
     chosen = {"K": k, "SLOTS": power_of_two(k), "PACK": pack, "TILE": tile, "REST": rest, "BLOCK_Q": block_q}
-    chosen |= {"BLOCK_D": block_d, "FLATTEN": warps == 8, "num_warps": warps, "num_stages": stages, **(config or {})}
+    chosen |= {"BLOCK_D": block_d, "FLATTEN": flatten, "num_warps": warps, "num_stages": stages, **(config or {})}
     step = chosen["TILE"] + chosen["REST"]
     chosen["ONE_TILE"] = count <= step
     chosen["FULL"] = count % step == 0 or (count <= step and count >= chosen["TILE"])
@@ -265,7 +270,7 @@ def plan(
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
     packs = ceil_div(images, chosen["PACK"])
     # One wave of programs that fill the card: as many of them walk different images as there is room for.
-    residents = processors if chosen["FLATTEN"] else 4 * processors
+    residents = processors * (8 // options["num_warps"]) ** 2
     walkers = max(1, residents // ceil_div(queries, chosen["BLOCK_Q"]))
     return ceil_div(packs, walkers), chosen, options
 
@@ -280,12 +285,13 @@ def anchor_scores_forward(
 ) -> tuple[Tensor, Tensor]:
     """The k best anchors [B, N, D] of every image for every query [Q, D]: values and indices [Q, B, k].
 
-    k <= MAX_K. Types float32, float16, bfloat16; values are float32.
+    Types float32, float16, bfloat16; values are float32. More than MAX_K are chosen by torch, from all [Q, B, N] scores.
     """
     images, count, features = anchors.shape
     rows = queries.shape[0]
-    if not 1 <= k <= min(count, MAX_K):
-        raise ValueError(f"anchor_scores: k must be in 1..{min(count, MAX_K)}, got {k}")
+    if k > MAX_K:
+        values, indices = reference.anchor_scores(anchors, queries, k)
+        return values, indices.to(index_dtype)
     values = torch.empty(rows, images, k, dtype=torch.float32, device=anchors.device)
     indices = torch.empty(rows, images, k, dtype=index_dtype, device=anchors.device)
     if not values.numel():
@@ -314,7 +320,7 @@ def anchor_scores_backward(
 def anchor_contrast_forward(
     anchors: Tensor,
     queries: Tensor,
-    positive: Tensor,
+    positive: Tensor | None,
     image_ids: Tensor | None,
     k: int,
     scale: float,
@@ -323,8 +329,8 @@ def anchor_contrast_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """RefCLIP's loss of every query: losses [Q], and for the backward pass lse [Q], values and indices [Q, B, k].
 
-    Values are unscaled; indices are int16 where they fit. positive [Q] and image_ids [B] are int64. A `positive` that
-    is no image gives NaN.
+    Values are unscaled; indices are int16 where they fit. positive [Q] (None: query q belongs to image q) and
+    image_ids [B] are int64. A `positive` that is no image gives NaN.
     """
     images, count, _ = anchors.shape
     rows = queries.shape[0]
@@ -335,8 +341,8 @@ def anchor_contrast_forward(
     if values.numel():
         block = min(1024, max(16, power_of_two(images * k)))
         _loss_kernel[(rows,)](
-            values, positive, positive if image_ids is None else image_ids, losses, lse, images, scale,
-            K=k, MASKED=image_ids is not None, BLOCK=block, num_warps=4 if block > 128 else 1,
+            values, *(indices if each is None else each for each in (positive, image_ids)), losses, lse, images, scale,
+            K=k, POSITIVE=positive is not None, MASKED=image_ids is not None, BLOCK=block, num_warps=4 if block > 128 else 1,
         )  # fmt: skip
     return losses, lse, values, indices
 
@@ -345,7 +351,7 @@ def anchor_contrast_backward(
     grad_losses: Tensor,
     anchors: Tensor,
     queries: Tensor,
-    positive: Tensor,
+    positive: Tensor | None,
     image_ids: Tensor | None,
     lse: Tensor,
     values: Tensor,
@@ -354,7 +360,10 @@ def anchor_contrast_backward(
     *,
     config: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of anchors and queries, in their type, from grad_losses [Q] and what the forward pass returned."""
+    """Gradients of anchors and queries, in their type, from grad_losses [Q] and what the forward pass returned.
+
+    grad_losses may have any stride: the gradient of a mean, expanded, is not copied first.
+    """
     return gradients.gradients(
         gradients.CONTRAST,
         anchors,
@@ -379,8 +388,13 @@ def _aot_cases() -> list[dict]:
         (torch.float32, 1024, 1024, 17, 512, 2),
         (torch.bfloat16, 1024, 1024, 17, 512, 2),
         (torch.bfloat16, 1024, 1024, 169, 512, 2),
-        (torch.float16, 64, 64, 3549, 512, 2),
+        (torch.bfloat16, 1024, 1024, 40, 512, 2),
+        (torch.bfloat16, 1024, 1024, 128, 512, 2),
         (torch.bfloat16, 1024, 1024, 507, 512, 4),
+        (torch.float16, 64, 64, 3549, 512, 2),
+        (torch.bfloat16, 1024, 1024, 507, 512, 2),
+        (torch.bfloat16, 1024, 1024, 507, 512, 8),
+        (torch.float32, 1024, 1024, 169, 100, 1),
     ):
         name = TYPES[dtype]
         _, constants, options = plan(dtype, rows, images, count, features, k, 132)
@@ -391,7 +405,7 @@ def _aot_cases() -> list[dict]:
         cases.append(aot_case(title, _top_kernel, types, constants, options))
     types = {"values": "*fp32", "positive": "*i64", "image_ids": "*i64", "losses": "*fp32", "lse": "*fp32"}
     types |= {"images": "i32", "scale": "fp32"}
-    cases.append(aot_case("loss", _loss_kernel, types, {"K": 2, "MASKED": True, "BLOCK": 1024}, {"num_warps": 4}))
+    cases.append(aot_case("loss", _loss_kernel, types, {"K": 2, "POSITIVE": True, "MASKED": True, "BLOCK": 1024}, {"num_warps": 4}))
     return cases
 
 

@@ -50,9 +50,11 @@ def _choice(
     groups,
     count,
     tokens,
+    grad_stride,
     scale,
     K: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    POSITIVE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Index and weight of choice j of rows in groups (arrays that broadcast); -1 and 0 where there is none."""
@@ -61,18 +63,20 @@ def _choice(
     at = (pair * tokens + row % tokens) * K + j
     index = tl.load(indices + at, mask=inside, other=-1).to(tl.int32)
     if WEIGHTS == _CONTRAST:
-        own = tl.load(positive + query, mask=inside, other=0)
-        own = tl.where((own >= 0) & (own < groups), own, 0)
-        score = tl.load(values + at, mask=inside, other=0.0) * scale
-        probability = tl.exp(score - tl.load(lse + query, mask=inside, other=0.0))
+        own = query
+        if POSITIVE:
+            own = tl.load(positive + query, mask=inside, other=0)
+            own = tl.where((own >= 0) & (own < groups), own, 0)
+        log = tl.load(values + at, mask=inside, other=0.0) * scale - tl.load(lse + query, mask=inside, other=0.0)
+        probability = tl.exp(log)
+        less_one = tl.where(log > -0.01, log * (1 + log * (0.5 + log / 6)), probability - 1)  # expm1
         is_negative = group != own
         if MASKED:
             own_id = tl.load(image_ids + own, mask=inside, other=0)
             is_negative &= tl.load(image_ids + group, mask=inside, other=0) != own_id
         weight = tl.where(is_negative, probability, 0.0)
-        if j == 0:
-            weight = tl.where(group == own, probability - 1.0, weight)
-        weight *= tl.load(grads + query, mask=inside, other=0.0).to(tl.float32) * scale
+        weight = tl.where((group == own) & (j == 0), less_one, weight)
+        weight *= tl.load(grads + query * grad_stride, mask=inside, other=0.0).to(tl.float32) * scale
     elif WEIGHTS == _SHARED:
         weight = tl.load(grads + pair, mask=inside, other=0.0).to(tl.float32)
     else:
@@ -96,9 +100,11 @@ def _row_gradient(
     count,
     tokens,
     features,
+    grad_stride,
     scale,
     K: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    POSITIVE: tl.constexpr,
     MASKED: tl.constexpr,
     GATHER: tl.constexpr,
     GATHER_D: tl.constexpr,
@@ -114,7 +120,7 @@ def _row_gradient(
         for j in tl.static_range(K):
             index, weight = _choice(
                 row + 0 * group, group, j, inside, grads, indices, values, lse, positive, image_ids, groups, count, tokens,
-                scale, K, WEIGHTS, MASKED,
+                grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED,
             )  # fmt: skip
             at = (group.to(tl.int64) * count + tl.maximum(index, 0)) * features
             counts = (weight != 0)[:, None] & (d < features)[None, :]
@@ -150,9 +156,11 @@ def _item_gradient(
     tokens,
     rows,
     features,
+    grad_stride,
     scale,
     K: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    POSITIVE: tl.constexpr,
     MASKED: tl.constexpr,
     NORMALIZED: tl.constexpr,
     PACK: tl.constexpr,
@@ -185,7 +193,7 @@ def _item_gradient(
             for j in tl.static_range(K):
                 _, weight = _choice(
                     row, group, j, (row < rows) & (group < groups), grads, indices, values, lse, positive, image_ids,
-                    groups, count, tokens, scale, K, WEIGHTS, MASKED,
+                    groups, count, tokens, grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED,
                 )  # fmt: skip
                 largest = tl.maximum(largest, tl.abs(weight))
         largest_of_all = tl.max(tl.max(largest, 1), 0)
@@ -202,7 +210,7 @@ def _item_gradient(
         for j in tl.static_range(K):
             index, weight = _choice(
                 row, group, j, (row < rows) & (group < groups), grads, indices, values, lse, positive, image_ids, groups,
-                count, tokens, scale, K, WEIGHTS, MASKED,
+                count, tokens, grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED,
             )  # fmt: skip
             weight = (weight * factor)[:, None, :]
             weights = tl.where(index[:, None, :] == n, weight, weights)
@@ -239,10 +247,12 @@ def _gradients_kernel(
     tokens,
     rows,
     features,
+    grad_stride,
     scale,
     row_programs,
     K: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    POSITIVE: tl.constexpr,
     MASKED: tl.constexpr,
     NORMALIZED: tl.constexpr,
     PARTS: tl.constexpr,
@@ -264,13 +274,13 @@ def _gradients_kernel(
     if PARTS == 1 or (PARTS == 3 and program < row_programs):
         _row_gradient(
             program, items, row_grads, grads, indices, values, lse, positive, image_ids, groups, count, tokens, features,
-            scale, K, WEIGHTS, MASKED, GATHER, GATHER_D,
+            grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED, GATHER, GATHER_D,
         )  # fmt: skip
     else:
         _item_gradient(
             program - row_programs, row_vectors, item_grads, grads, indices, values, lse, positive, image_ids, groups,
-            count, tokens, rows, features, scale, K, WEIGHTS, MASKED, NORMALIZED, PACK, TILE, REST, BLOCK_R, BLOCK_D,
-            PRECISION, INTERPRETED,
+            count, tokens, rows, features, grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED, NORMALIZED, PACK, TILE, REST,
+            BLOCK_R, BLOCK_D, PRECISION, INTERPRETED,
         )  # fmt: skip
 
 
@@ -328,7 +338,7 @@ def gradients(
         return item_grads.zero_(), row_grads.zero_()
     unread = indices  # for arrays that this kind of weights has not
     tensors = [unread if each is None else each for each in (values, lse, positive, image_ids)]
-    sizes = groups, count, tokens, rows, features, scale
+    sizes = groups, count, tokens, rows, features, grads.stride(0), scale
     for constants, options in plan(items.dtype, rows, groups, count, features, k, config):
         row_programs = rows * ceil_div(features, constants["GATHER_D"]) if constants["PARTS"] != 2 else 0
         item_programs = (
@@ -339,8 +349,8 @@ def gradients(
         programs = row_programs + (item_programs if constants["PARTS"] != 1 else 0)
         _gradients_kernel[(programs,)](
             items, row_vectors, item_grads, row_grads, grads, indices, *tensors, *sizes, row_programs,
-            K=k, WEIGHTS=weights, MASKED=image_ids is not None, NORMALIZED=items.dtype is torch.float16,
-            PRECISION=matmul_precision(items.dtype), INTERPRETED=INTERPRETED, **constants, **options,
+            K=k, WEIGHTS=weights, POSITIVE=positive is not None, MASKED=image_ids is not None,
+            NORMALIZED=items.dtype is torch.float16, PRECISION=matmul_precision(items.dtype), INTERPRETED=INTERPRETED, **constants, **options,
         )  # fmt: skip
     return item_grads, row_grads
 
@@ -360,9 +370,9 @@ def _aot_cases() -> list[dict]:
         types = dict.fromkeys(("items", "row_vectors", "item_grads", "row_grads"), f"*{name}")
         types |= dict.fromkeys(("grads", "values", "lse"), "*fp32") | dict.fromkeys(("positive", "image_ids"), "*i64")
         types |= dict.fromkeys(("groups", "count", "tokens", "rows", "row_programs"), "i32:1")
-        types |= {"indices": "*i16" if weights == CONTRAST else "*i32", "features": "i32", "scale": "fp32"}
+        types |= {"indices": "*i16" if weights == CONTRAST else "*i32", "features": "i32", "grad_stride": "i32:1", "scale": "fp32"}
         for constants, options in plan(dtype, rows, groups, count, features, k):
-            constants |= {"K": k, "WEIGHTS": weights, "MASKED": False, "NORMALIZED": name == "fp16"}
+            constants |= {"K": k, "WEIGHTS": weights, "POSITIVE": True, "MASKED": False, "NORMALIZED": name == "fp16"}
             constants |= {"PRECISION": "ieee", "INTERPRETED": False}
             parts = ("", "rows", "items", "both")[constants["PARTS"]]
             title = f"gradients {parts} {name} {rows}x{groups}x{count}x{features}"

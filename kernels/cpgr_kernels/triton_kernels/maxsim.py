@@ -134,6 +134,7 @@ def plan(
     tokens: int,
     documents: int,
     features: int,
+    masked: bool,
     processors: int,
     config: dict[str, Any] | None = None,
 ) -> tuple[int, dict[str, Any], dict[str, int]]:
@@ -150,13 +151,17 @@ def plan(
     if block_d > 128 or not half:
         block_d = min(block_d, 64 if half else 32)
     chosen = {"PACK": pack, "TOKENS": block, "TILE": 64 if half else 32, "BLOCK_D": block_d}
-    chosen |= {"num_warps": 8 if pack * block == 128 else 4, "num_stages": 3, **(config or {})}
+    # 128 rows: 4 warps of 254 registers, of which two programs fit a multiprocessor; with masks, or more than one chunk
+    # of features, these would spill, and 8 warps do not.
+    wide = pack * block == 128 and (masked or block_d < features)
+    chosen |= {"num_warps": 8 if wide else 4, "num_stages": 3, **(config or {})}
     chosen["ONE_CHUNK"] = features <= chosen["BLOCK_D"]
     chosen["WHOLE_D"] = features % chosen["BLOCK_D"] == 0
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
     programs = ceil_div(queries, chosen["PACK"]) * ceil_div(tokens, chosen["TOKENS"])
-    # One wave: two programs of 8 warps fit a multiprocessor, or four of 4.
-    walkers = max(1, processors * (16 // options["num_warps"]) // programs)
+    # One wave: a multiprocessor has room for 8 warps of 128 rows, or for more programs of fewer rows.
+    residents = 8 * 128 // (options["num_warps"] * min(chosen["PACK"] * chosen["TOKENS"], 128))
+    walkers = max(1, processors * residents // programs)
     return ceil_div(documents, walkers), chosen, options
 
 
@@ -179,7 +184,8 @@ def maxsim_forward(
     if not indices.numel() or not count:
         return queries.new_zeros(query_count, document_count, dtype=torch.float32), indices.fill_(-1)
     per_program, constants, options = plan(
-        queries.dtype, query_count, tokens, document_count, features, multiprocessors(queries), config
+        queries.dtype, query_count, tokens, document_count, features, document_mask is not None,
+        multiprocessors(queries), config,
     )
     parts = ceil_div(tokens, constants["TOKENS"])
     scores = torch.empty(parts, query_count, document_count, dtype=torch.float32, device=queries.device)
@@ -214,7 +220,7 @@ def _aot_cases() -> list[dict]:
         (torch.bfloat16, 1, 32, 10000, 128, True),
     ):
         name = TYPES[dtype]
-        _, constants, options = plan(dtype, queries, tokens, documents, features, 132)
+        _, constants, options = plan(dtype, queries, tokens, documents, features, masked, 132)
         types = dict.fromkeys(("queries", "documents"), f"*{name}") | {"scores": "*fp32", "indices": "*i32"}
         types |= dict.fromkeys(("query_mask", "document_mask"), "*u8") | {"features": "i32"}
         types |= dict.fromkeys(("query_count", "tokens", "document_count", "count", "documents_per_program"), "i32:1")
