@@ -3,6 +3,9 @@
     box_iou       intersection over union, pairwise or element by element, with gradient
     nms           non-maximum suppression, torchvision's indices
     batched_nms   the same within classes (or images)
+    anchor_scores    the best anchors of every image for every query
+    anchor_contrast  RefCLIP's loss, without the matrix of all scores
+    maxsim           late interaction of tokens
 
     reference     what each op means, in plain torch; also the fallback
     backends()    which implementation runs, and why
@@ -15,9 +18,22 @@ export. Importing this package needs torch alone.
 """
 
 from . import reference
+from .anchor_contrast import anchor_contrast
+from .anchor_scores import anchor_scores
 from .box_iou import box_iou
 from .dispatch import backends
+from .maxsim import maxsim
 from .native import build_info
 from .nms import batched_nms, nms
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "reference"]
+__all__ = [
+    "anchor_contrast",
+    "anchor_scores",
+    "backends",
+    "batched_nms",
+    "box_iou",
+    "build_info",
+    "maxsim",
+    "nms",
+    "reference",
+]
