@@ -153,13 +153,13 @@ def _cpp_backward(grad, queries, documents, indices):
 
 
 def _triton(*args):
-    from .triton_kernels import anchors as kernels
+    from .triton_kernels import maxsim as kernels
 
     return kernels.maxsim_forward(*args)
 
 
 def _triton_backward(*args):
-    from .triton_kernels import anchors as kernels
+    from .triton_kernels import maxsim as kernels
 
     return kernels.maxsim_backward(*args)
 

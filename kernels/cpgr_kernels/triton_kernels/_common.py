@@ -50,16 +50,21 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def aot_case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> dict:
+def aot_case(
+    name: str,
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    options: dict[str, int],
+    tensor_cores: str | None = None,
+) -> dict:
     """A case for `tests/kernels/triton_aot.py`: pointers ("*bf16") and sizes ("i32") divisible by 16, as in real use.
 
-    "i32:1" is a size that is not.
+    "i32:1" is a size that is not. `tensor_cores` is the instruction that Hopper must find in it: "wgmma" or "mma".
     """
     parameters = kernel.arg_names
     signature = {parameter: types.get(parameter, "constexpr").removesuffix(":1") for parameter in parameters}
-    divisible = [
-        index for index, parameter in enumerate(parameters) if types.get(parameter) == "i32" or "*" in signature[parameter]
-    ]
+    divisible = [at for at, name in enumerate(parameters) if types.get(name) == "i32" or "*" in signature[name]]
     return {
         "name": name,
         "kernel": kernel,
@@ -67,6 +72,7 @@ def aot_case(name: str, kernel: Any, types: dict[str, str], constants: dict[str,
         "constexprs": {parameter: constants[parameter] for parameter in parameters if parameter not in types},
         "attrs": {(index,): [["tt.divisibility", 16]] for index in divisible},
         "options": options,
+        "tensor_cores": tensor_cores,
     }
 
 

@@ -370,13 +370,19 @@ def _aot_cases() -> list[dict]:
         types = dict.fromkeys(("items", "row_vectors", "item_grads", "row_grads"), f"*{name}")
         types |= dict.fromkeys(("grads", "values", "lse"), "*fp32") | dict.fromkeys(("positive", "image_ids"), "*i64")
         types |= dict.fromkeys(("groups", "count", "tokens", "rows", "row_programs"), "i32:1")
-        types |= {"indices": "*i16" if weights == CONTRAST else "*i32", "features": "i32", "grad_stride": "i32:1", "scale": "fp32"}
+        types |= {
+            "indices": "*i16" if weights == CONTRAST else "*i32",
+            "features": "i32",
+            "grad_stride": "i32:1",
+            "scale": "fp32",
+        }
         for constants, options in plan(dtype, rows, groups, count, features, k):
             constants |= {"K": k, "WEIGHTS": weights, "POSITIVE": True, "MASKED": False, "NORMALIZED": name == "fp16"}
             constants |= {"PRECISION": "ieee", "INTERPRETED": False}
             parts = ("", "rows", "items", "both")[constants["PARTS"]]
             title = f"gradients {parts} {name} {rows}x{groups}x{count}x{features}"
-            cases.append(aot_case(title, _gradients_kernel, types, constants, options))
+            instruction = None if name == "fp32" or parts == "rows" else "wgmma" if parts == "items" else "mma"
+            cases.append(aot_case(title, _gradients_kernel, types, constants, options, instruction))
     return cases
 
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import reference
 from . import gradients
 from ._common import INTERPRETED, TYPES, aot_case, ceil_div, dot, matmul_precision, multiprocessors, power_of_two
 
@@ -106,7 +107,7 @@ def _maxsim_kernel(
         best = tl.maximum(best, products, propagate_nan=tl.PropagateNan.ALL)
 
         if tile == tiles - 1:
-            is_nan = best != best
+            is_nan = best != best  # noqa: PLR0124
             has_nan = tl.max(is_nan.to(tl.int32), 1) != 0
             best = tl.where(is_nan, -float("inf"), best)
             top = tl.max(best, 1)
@@ -176,16 +177,24 @@ def maxsim_forward(
     """scores [Q, B] of queries [Q, T, D] and documents [B, N, D], and indices [Q, B, T] of the tokens that have them.
 
     Masks are bool, [Q, T] and [B, N]. An index is -1 where nothing counts. Types float32, float16, bfloat16; scores
-    are float32, indices int32.
+    are float32, indices int32. The reference computes in float64.
     """
+    if queries.dtype not in TYPES:
+        return reference.maxsim_terms(queries, documents, query_mask, document_mask)
     query_count, tokens, features = queries.shape
     document_count, count, _ = documents.shape
     indices = torch.empty(query_count, document_count, tokens, dtype=torch.int32, device=queries.device)
     if not indices.numel() or not count:
         return queries.new_zeros(query_count, document_count, dtype=torch.float32), indices.fill_(-1)
     per_program, constants, options = plan(
-        queries.dtype, query_count, tokens, document_count, features, document_mask is not None,
-        multiprocessors(queries), config,
+        queries.dtype,
+        query_count,
+        tokens,
+        document_count,
+        features,
+        document_mask is not None,
+        multiprocessors(queries),
+        config,
     )
     parts = ceil_div(tokens, constants["TOKENS"])
     scores = torch.empty(parts, query_count, document_count, dtype=torch.float32, device=queries.device)
@@ -203,9 +212,18 @@ def maxsim_backward(
     grad: Tensor, queries: Tensor, documents: Tensor, indices: Tensor, *, config: dict[str, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and documents, in their type, from grad [Q, B] of the scores and the indices [Q, B, T]."""
+    if queries.dtype not in TYPES:
+        return reference.maxsim_backward(grad, queries, documents, indices)
     tokens, features = queries.shape[1:]
     grad_documents, grad_queries = gradients.gradients(
-        gradients.SHARED, documents, queries.view(-1, features), grad, indices, k=1, tokens=tokens, config=config
+        gradients.SHARED,
+        documents,
+        queries.view(-1, features),
+        grad.contiguous(),
+        indices,
+        k=1,
+        tokens=tokens,
+        config=config,
     )
     return grad_queries.view_as(queries), grad_documents
 
@@ -226,7 +244,8 @@ def _aot_cases() -> list[dict]:
         types |= dict.fromkeys(("query_count", "tokens", "document_count", "count", "documents_per_program"), "i32:1")
         constants |= {"QUERY_MASKED": masked, "DOCUMENT_MASKED": masked, "PRECISION": "ieee", "INTERPRETED": False}
         title = f"maxsim {name} {queries}x{tokens} {documents} {features}{' masked' if masked else ''}"
-        cases.append(aot_case(title, _maxsim_kernel, types, constants, options))
+        instruction = None if name == "fp32" else "wgmma" if constants["PACK"] * constants["TOKENS"] >= 64 else "mma"
+        cases.append(aot_case(title, _maxsim_kernel, types, constants, options, instruction))
     return cases
 
 
