@@ -48,7 +48,8 @@ def main(module_name: str) -> None:
                     "architecture": architecture,
                     "shared": compiled.metadata.shared,
                     "registers": int(re.search(r"REG:(\d+)", report)[1]),
-                    "spilled_bytes": int(re.search(r"STACK:(\d+)", report)[1]) + int(re.search(r"LOCAL:(\d+)", report)[1]),
+                    "spilled_bytes": int(re.search(r"STACK:(\d+)", report)[1])
+                    + int(re.search(r"LOCAL:(\d+)", report)[1]),
                     "wgmma": ptx.count("wgmma.mma_async"),
                     "mma": ptx.count("mma.sync"),
                     "vector_loads": len(re.findall(r"ld\.global[.\w]*\.v[24]|cp\.async", ptx)),

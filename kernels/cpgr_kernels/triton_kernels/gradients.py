@@ -184,7 +184,8 @@ def _item_gradient(
         rest_n = start + TILE + tl.arange(0, REST)[None, :, None]
         rest_sums = tl.zeros([PACK * REST, BLOCK_D], tl.float32)
 
-    # float16 would lose small weights: bring the largest to 2^14, so that what is lost is 2^-38 of it.
+    # float16 would lose small weights: bring the largest to 2^14 and more, by a power of two, so that what is lost is
+    # 2^-38 of it.
     factor = 1.0
     if NORMALIZED:
         largest = tl.full([PACK, BLOCK_R], 1e-30, tl.float32)
@@ -196,8 +197,9 @@ def _item_gradient(
                     groups, count, tokens, grad_stride, scale, K, WEIGHTS, POSITIVE, MASKED,
                 )  # fmt: skip
                 largest = tl.maximum(largest, tl.abs(weight))
-        largest_of_all = tl.max(tl.max(largest, 1), 0)
-        factor = tl.where(largest_of_all < float("inf"), 16384.0 / largest_of_all, 1.0)
+        exponent = tl.max(tl.max(largest, 1), 0).to(tl.int32, bitcast=True) & 0x7F800000
+        factor = 16384.0 / exponent.to(tl.float32, bitcast=True)
+        factor = tl.where(factor > 0, factor, 1.0)  # a weight is infinite
 
     for first_row in range(0, rows, BLOCK_R):
         r = first_row + tl.arange(0, BLOCK_R)

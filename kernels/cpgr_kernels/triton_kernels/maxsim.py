@@ -157,7 +157,7 @@ def plan(
     wide = pack * block == 128 and (masked or block_d < features)
     chosen |= {"num_warps": 8 if wide else 4, "num_stages": 3, **(config or {})}
     chosen["ONE_CHUNK"] = features <= chosen["BLOCK_D"]
-    chosen["WHOLE_D"] = features % chosen["BLOCK_D"] == 0
+    chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
     programs = ceil_div(queries, chosen["PACK"]) * ceil_div(tokens, chosen["TOKENS"])
     # One wave: a multiprocessor has room for 8 warps of 128 rows, or for more programs of fewer rows.
@@ -214,11 +214,11 @@ def maxsim_backward(
     """Gradients of queries and documents, in their type, from grad [Q, B] of the scores and the indices [Q, B, T]."""
     if queries.dtype not in TYPES:
         return reference.maxsim_backward(grad, queries, documents, indices)
-    tokens, features = queries.shape[1:]
+    tokens = queries.shape[1]
     grad_documents, grad_queries = gradients.gradients(
         gradients.SHARED,
         documents,
-        queries.view(-1, features),
+        queries.flatten(0, 1),
         grad.contiguous(),
         indices,
         k=1,

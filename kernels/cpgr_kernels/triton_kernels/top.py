@@ -215,7 +215,7 @@ def plan(
     step = chosen["TILE"] + chosen["REST"]
     chosen["ONE_TILE"] = count <= step
     chosen["FULL"] = count % step == 0 or (count <= step and count >= chosen["TILE"])
-    chosen["WHOLE_D"] = features % chosen["BLOCK_D"] == 0
+    chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
     packs = ceil_div(images, chosen["PACK"])
     # One wave of programs that fill the card: as many of them walk different images as there is room for.
