@@ -22,7 +22,7 @@ from .top import best_anchors
 MAX_K = 8  # the k best of a tile are kept in registers; the reference chooses more, and computes in float64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _loss_kernel(
     values,
     positive,
@@ -183,7 +183,7 @@ def anchor_contrast_backward(
 
 
 _AOT_TYPES = {"values": "*fp32", "positive": "*i64", "image_ids": "*i64", "losses": "*fp32", "lse": "*fp32"}
-_AOT_TYPES |= {"images": "i32", "scale": "fp32"}
+_AOT_TYPES |= {"images": "i32:1", "scale": "fp32"}
 AOT_CASES = [
     aot_case(
         "loss", _loss_kernel, _AOT_TYPES, {"K": 2, "POSITIVE": True, "MASKED": True, "BLOCK": 1024}, {"num_warps": 4}

@@ -58,9 +58,13 @@ def _choice(
     MASKED: tl.constexpr,
 ):
     """Index and weight of choice j of rows in groups (arrays that broadcast); -1 and 0 where there is none."""
-    query = (row // tokens).to(tl.int64)
+    query = row.to(tl.int64)
+    if WEIGHTS == _SHARED:
+        query = query // tokens
     pair = query * groups + group
-    at = (pair * tokens + row % tokens) * K + j
+    at = pair * K + j
+    if WEIGHTS == _SHARED:
+        at = pair * tokens + row % tokens
     index = tl.load(indices + at, mask=inside, other=-1).to(tl.int32)
     if WEIGHTS == _CONTRAST:
         own = query
@@ -232,7 +236,8 @@ def _item_gradient(
         _store_items(item_grads, rest_sums, first, start + TILE, groups, count, features, d, REST, PACK)
 
 
-@triton.jit
+# Numbers that change from batch to batch compile nothing anew; features are divisible by 16 or not.
+@triton.jit(do_not_specialize=["groups", "count", "tokens", "rows", "grad_stride", "row_programs"])
 def _gradients_kernel(
     items,
     row_vectors,
@@ -312,6 +317,8 @@ def plan(
     for parts, num_warps in launches:
         chosen = {"PARTS": parts, **common, **items, "num_warps": num_warps, "num_stages": 3, **(config or {})}
         options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
+        if parts & 1:  # room for 4 programs; unasked, the compiler spills to make it for 5 or 6
+            options["maxnreg"] = 128
         result.append((chosen, options))
     return result
 

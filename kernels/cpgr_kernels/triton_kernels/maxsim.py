@@ -27,7 +27,7 @@ from ._common import INTERPRETED, TYPES, aot_case, ceil_div, dot, matmul_precisi
 _NOWHERE = tl.constexpr(2**31 - 1)  # after every index
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["query_count", "tokens", "document_count", "count", "documents_per_program"])
 def _maxsim_kernel(
     queries,
     documents,

@@ -70,7 +70,8 @@ def _rows(anchors, first, start, images, count, features, PACK: tl.constexpr, SI
     return anchors + (image.to(tl.int64) * count + n) * features, (image < images) & (n < count)
 
 
-@triton.jit
+# Numbers that change from batch to batch compile nothing anew; features are divisible by 16 or not.
+@triton.jit(do_not_specialize=["images", "count", "rows", "packs_per_program"])
 def _top_kernel(
     anchors,
     queries,

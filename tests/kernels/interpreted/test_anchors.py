@@ -99,7 +99,7 @@ def test_nan_comes_first(dtype):
     torch.testing.assert_close(values[:, 0, :1], expected, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     queries=st.integers(1, 20),
     images=st.integers(1, 7),
@@ -205,11 +205,11 @@ def test_positive_none_is_the_query_itself():
 
 def test_loss_of_many_images_and_extreme_scores():
     """More scores than one block holds, and sums that only a running maximum survives."""
-    anchors, queries = problem(2, 700, 2, 4, scale=30)
-    positive = torch.tensor([3, 699])
-    config = large(torch.float32, 2, 4, 2)
-    losses, lse, *_ = kernels.anchor_contrast_forward(anchors, queries, positive, None, 2, 5.0, config=config)
-    exact = reference.anchor_contrast_terms(anchors.double(), queries.double(), positive, None, 2, 5.0)
+    anchors, queries = problem(2, 140, 8, 4, scale=30)
+    positive = torch.tensor([3, 139])
+    config = {"PACK": 16, "TILE": 8, "BLOCK_Q": 16}
+    losses, lse, *_ = kernels.anchor_contrast_forward(anchors, queries, positive, None, 8, 5.0, config=config)
+    exact = reference.anchor_contrast_terms(anchors.double(), queries.double(), positive, None, 8, 5.0)
     torch.testing.assert_close(losses.double(), exact[0], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(lse.double(), exact[1], rtol=1e-6, atol=1e-4)
 
