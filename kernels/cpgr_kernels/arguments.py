@@ -54,3 +54,16 @@ def plain(values: Tensor) -> Tensor:
     if values.dtype is not torch.float32 and values.dtype is not torch.float64:
         values = values.float()
     return values.contiguous()
+
+
+def check_features(op: str, name: str, features: Tensor, shape: str) -> None:
+    """Floating point numbers of as many dimensions as `shape`, such as "[B, N, D]", names."""
+    if features.dim() != shape.count(",") + 1:
+        raise ValueError(f"{op}: {name} must be {shape}, got {list(features.shape)}")
+    if not features.is_floating_point() or features.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be floating point, got {features.dtype} ({features.layout})")
+
+
+def element_type(features: Tensor) -> int:
+    """How the C++ kernels that multiply features are told their type."""
+    return (torch.float32, torch.float64, torch.bfloat16).index(features.dtype)

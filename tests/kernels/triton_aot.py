@@ -4,8 +4,9 @@
 
 A module of kernels offers `AOT_CASES`: a list of dicts with `name`, `kernel` (the jitted function), `signature`
 (argument name to type; "constexpr" for constants), `constexprs` (values), `attrs` (divisibility, as Triton's ASTSource
-takes them: without it no vector loads are made) and `options` (num_warps, num_stages). It must run in a process of its
-own: the interpreter and the compiler cannot share one.
+takes them: without it no vector loads are made) and `options` (num_warps, num_stages); and, if it likes,
+`tensor_cores`: "wgmma" or "mma", which must then be found in Hopper's code ("mma" in Ampere's). It must run in a
+process of its own: the interpreter and the compiler cannot share one.
 """
 
 import importlib
@@ -43,10 +44,12 @@ def main(module_name: str) -> None:
             rows.append(
                 {
                     "name": case["name"],
+                    "tensor_cores": case.get("tensor_cores"),
                     "architecture": architecture,
                     "shared": compiled.metadata.shared,
                     "registers": int(re.search(r"REG:(\d+)", report)[1]),
-                    "spilled_bytes": int(re.search(r"STACK:(\d+)", report)[1]) + int(re.search(r"LOCAL:(\d+)", report)[1]),
+                    "spilled_bytes": int(re.search(r"STACK:(\d+)", report)[1])
+                    + int(re.search(r"LOCAL:(\d+)", report)[1]),
                     "wgmma": ptx.count("wgmma.mma_async"),
                     "mma": ptx.count("mma.sync"),
                     "vector_loads": len(re.findall(r"ld\.global[.\w]*\.v[24]|cp\.async", ptx)),

@@ -1,5 +1,5 @@
-// A register of numbers as GCC's vector type, of each level's width, with what attention needs: fused multiply-add,
-// maximum, power of two. Internal to each compilation: see csrc/box.h for why nothing here may be shared by the linker.
+// A register of numbers as GCC's vector type, of each level's width, with what matrix products and softmax need: fused
+// multiply-add, maximum, power of two. + - * / and comparisons work lane by lane, `mask ? a : b` chooses. Internal to each compilation: see csrc/box.h for why nothing here may be shared by the linker.
 #pragma once
 
 #include <cstdint>
@@ -21,37 +21,60 @@ constexpr int kRegisterBytes = 16;
 template <class T>
 struct Lanes;
 
+// V holds numbers, I integers as wide, so that a mask of numbers chooses among indices too.
+#define CPGR_LANES(T, INDEX)                                                                              \
+    using Index = INDEX;                                                                                  \
+    typedef T V __attribute__((vector_size(kRegisterBytes), may_alias));                                  \
+    typedef INDEX I __attribute__((vector_size(kRegisterBytes), may_alias));                              \
+    using Reg = V;                                                                                        \
+    using IndexReg = I;                                                                                   \
+    static constexpr int count = kRegisterBytes / sizeof(T);                                              \
+    static inline V load(const T* from) {                                                                 \
+        V value;                                                                                          \
+        __builtin_memcpy(&value, from, sizeof(value));                                                    \
+        return value;                                                                                     \
+    }                                                                                                     \
+    static inline I load(const INDEX* from) {                                                             \
+        I value;                                                                                          \
+        __builtin_memcpy(&value, from, sizeof(value));                                                    \
+        return value;                                                                                     \
+    }                                                                                                     \
+    static inline void store(T* to, V value) { __builtin_memcpy(to, &value, sizeof(value)); }             \
+    static inline void store(INDEX* to, I value) { __builtin_memcpy(to, &value, sizeof(value)); }         \
+    static inline V all(T value) { return value - V{}; }                                                  \
+    static inline I all_index(INDEX value) { return value - I{}; }
+
 template <>
 struct Lanes<float> {
-    typedef float V __attribute__((vector_size(kRegisterBytes), may_alias));
-    typedef int32_t I __attribute__((vector_size(kRegisterBytes), may_alias));
-    static constexpr int count = kRegisterBytes / 4, mantissa = 23;
+    CPGR_LANES(float, int32_t)
+    static constexpr int mantissa = 23;
     static constexpr int32_t bias = 127;
     static constexpr float magic = 12582912.0f, least = -126.0f;  // 1.5 * 2^23; below 2^least a result would be denormal
 };
 
 template <>
 struct Lanes<double> {
-    typedef double V __attribute__((vector_size(kRegisterBytes), may_alias));
-    typedef int64_t I __attribute__((vector_size(kRegisterBytes), may_alias));
-    static constexpr int count = kRegisterBytes / 8, mantissa = 52;
+    CPGR_LANES(double, int64_t)
+    static constexpr int mantissa = 52;
     static constexpr int64_t bias = 1023;
     static constexpr double magic = 6755399441055744.0, least = -1022.0;
 };
+#undef CPGR_LANES
+
+using FloatReg = Lanes<float>::V;
+using DoubleReg = Lanes<double>::V;
 
 template <class T>
 using V = typename Lanes<T>::V;
 
 template <class T>
 static inline V<T> load(const T* from) {
-    V<T> value;
-    __builtin_memcpy(&value, from, sizeof(value));
-    return value;
+    return Lanes<T>::load(from);
 }
 
 template <class T>
 static inline void store(T* to, V<T> value) {
-    __builtin_memcpy(to, &value, sizeof(value));
+    Lanes<T>::store(to, value);
 }
 
 // The first `count` numbers, and 0 beyond; reads no further.
@@ -71,7 +94,16 @@ static inline V<T> load_first(const T* from, int64_t count) {
 
 template <class T>
 static inline V<T> all(T value) {
-    return value - V<T>{};
+    return Lanes<T>::all(value);
+}
+
+// Whether any lane of a mask (0 or -1) is set.
+template <class Mask>
+static inline bool any(Mask mask) {
+    uint64_t words[sizeof(mask) / 8], joined = 0;
+    __builtin_memcpy(words, &mask, sizeof(mask));
+    for (const uint64_t word : words) joined |= word;
+    return joined != 0;
 }
 
 #if defined(__AVX512F__)
