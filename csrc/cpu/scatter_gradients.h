@@ -82,7 +82,7 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
     const int64_t columns = CPGR_SIMD(gradient_columns<T>)(), width = shape.width, k = shape.k;
     const int64_t chunks = (width + columns - 1) / columns;
     const int64_t block_queries = std::min(shape.queries, kBlockQueries);
-    const int64_t block_images = std::min(shape.images, kBlockImages), stride = block_images * k;
+    const int64_t block_images = std::min(shape.images, kBlockImages);
     if (block_queries == 0 || block_images == 0 || shape.anchors == 0 || width == 0) {
         std::fill_n(grad_anchors, shape.images * shape.anchors * width, T(0));
         std::fill_n(grad_queries, shape.queries * width, T(0));
@@ -93,9 +93,9 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
     const int64_t together = std::clamp<int64_t>(kSlots / winners.most(), 1, block_images);
     const int64_t slots_together = together * winners.most();
     const int64_t parts = std::min<int64_t>(threads, chunks), per_part = 2 * slots_together * columns;
-    const Buffer<T> shares(block_queries * stride), scratch(parts * per_part);
+    const Buffer<T> shares(block_queries * block_images * k), scratch(parts * per_part);
     const Buffer<T> q_columns(chunks * block_queries * columns), q_grads(chunks * block_queries * columns);
-    const Buffer<int32_t> slots(block_queries * stride);
+    const Buffer<int32_t> slots(block_queries * block_images * k);
     const Buffer<const void*> rows_ahead(parts * 2 * slots_together);
     std::atomic<bool> in_range{true};
     const auto filled = [&](int64_t chunk) { return std::min(columns, width - chunk * columns); };
@@ -113,15 +113,22 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
 
         for (int64_t b0 = 0; b0 < shape.images; b0 += block_images) {
             const int64_t images = std::min(block_images, shape.images - b0);
+            // The entries of images that are taken together lie in a row, query by query: those of query q start here.
+            const auto entries = [&](int64_t q, int64_t b) {
+                const int64_t first = b / together * together;
+                return (first * count + q * std::min(together, images - first)) * k;
+            };
             parallel_for(count, kEntriesPerThread / (images * k) + 1, threads, [&](int64_t begin, int64_t end) {
-                for (int64_t q = begin; q < end; ++q) get_shares(q0 + q, b0, images, shares.get() + q * stride);
+                for (int64_t q = begin; q < end; ++q)
+                    for (int64_t b = 0; b < images; b += together)
+                        get_shares(q0 + q, b0 + b, std::min(together, images - b), shares.get() + entries(q, b));
             });
             parallel_for(images, kEntriesPerThread / (count * k) + 1, threads, [&](int64_t begin, int64_t end) {
                 for (int64_t b = begin; b < end; ++b) winners.forget(b);
                 for (int64_t q = 0; q < count; ++q)
                     for (int64_t b = begin; b < end; ++b)
                         for (int64_t j = 0; j < k; ++j) {
-                            const int64_t entry = q * stride + b * k + j;
+                            const int64_t entry = entries(q, b) + b % together * k + j;
                             int64_t n = get_index(q0 + q, b0 + b, j);
                             if (n < 0 || n >= shape.anchors) {
                                 if (n != -1) in_range = false;
@@ -165,7 +172,7 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
                                 ahead[aheads++] = anchors + row;
                                 ahead[aheads++] = grad_anchors + row;
                             });
-                        scatter(shares.get() + b * k, slots.get() + b * k, stride, count,
+                        scatter(shares.get() + entries(0, b), slots.get() + entries(0, b), count,
                                 std::min(together, images - b) * k, a_columns,
                                 q_columns.get() + chunk * block_queries * columns, a_grads,
                                 q_grads.get() + chunk * block_queries * columns, ahead, aheads);

@@ -307,7 +307,7 @@ void put_columns(const T* from, int64_t count, bool add, T* to) {
 }
 
 template <class T>
-void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, int64_t count, int64_t entries,
+void scatter_gradients(const T* shares, const int32_t* slots, int64_t count, int64_t entries,
                        const T* __restrict__ anchors, const T* __restrict__ queries, T* __restrict__ grad_anchors,
                        T* __restrict__ grad_queries, const void* const* ahead, int64_t aheads) {
     using L = Lanes<T>;
@@ -326,9 +326,9 @@ void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, in
             sum[v] = L::load(grad_queries + v * L::count);
         }
         for (int64_t e = 0; e < entries; ++e) {
-            const typename L::Reg share = L::all(shares[q * stride + e]);
-            const T* const anchor = anchors + slots[q * stride + e] * columns;
-            T* const grad_anchor = grad_anchors + slots[q * stride + e] * columns;
+            const typename L::Reg share = L::all(shares[q * entries + e]);
+            const T* const anchor = anchors + slots[q * entries + e] * columns;
+            T* const grad_anchor = grad_anchors + slots[q * entries + e] * columns;
 #pragma GCC unroll 8
             for (int v = 0; v < kColumns; ++v) {
                 sum[v] = fma(share, L::load(anchor + v * L::count), sum[v]);
@@ -357,8 +357,8 @@ CPGR_INSTANTIATE_ELEMENT(BF16)
     template void merge_best<T>(const T*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, T*, Index<T>*);       \
     template T sum_exp<T>(const T*, int64_t, T, T, T, T*);                                                          \
     template void put_columns<T>(const T*, int64_t, bool, T*);                                                      \
-    template void scatter_gradients<T>(const T*, const int32_t*, int64_t, int64_t, int64_t, const T*, const T*, T*, \
-                                       T*, const void* const*, int64_t);
+    template void scatter_gradients<T>(const T*, const int32_t*, int64_t, int64_t, const T*, const T*, T*, T*, \
+                                       const void* const*, int64_t);
 CPGR_INSTANTIATE(float)
 CPGR_INSTANTIATE(double)
 
