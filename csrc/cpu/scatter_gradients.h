@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 #include "anchors.h"
@@ -14,10 +13,60 @@
 
 namespace cpgr {
 
-// Queries and images that are worked on together: their shares, slots and columns fit into a second-level cache.
-constexpr int64_t kBlockQueries = 1024, kBlockImages = 32;
-// Winning anchors of a few images whose columns, with their gradients, fit into a first-level cache.
+// Queries and images that are worked on together.
+constexpr int64_t kBlockQueries = 1024, kBlockImages = 64;
+// Anchors of a few images whose columns, with their gradients, fit into a first-level cache.
 constexpr int64_t kSlots = 64;
+// Below this many numbers to look at a second thread costs more than it saves.
+constexpr int64_t kEntriesPerThread = 1 << 14;
+
+// The anchors of a block of images that win for a block of queries. Each gets a slot: the columns of winning anchors
+// lie packed in the scratch of the gradients. Where there are few anchors all have a slot, their own number.
+class Winners {
+public:
+    Winners(int64_t anchors, int64_t images, int64_t entries)
+        : anchors_(anchors),
+          all_(anchors <= kSlots),
+          most_(all_ ? anchors : std::min(anchors, entries)),
+          rows_(images * most_),
+          count_(images, static_cast<int32_t>(most_)),
+          slot_of_(all_ ? 0 : images * anchors, -1) {
+        for (int64_t i = 0; all_ && i < images * anchors; ++i) rows_[i] = static_cast<int32_t>(i % anchors);
+    }
+
+    int64_t most() const { return most_; }
+    int64_t count(int64_t image) const { return count_[image]; }
+    int64_t row(int64_t image, int64_t slot) const { return rows_[image * most_ + slot]; }
+
+    void forget(int64_t image) {
+        if (all_) return;
+        for (int64_t slot = 0; slot < count_[image]; ++slot) slot_of_[image * anchors_ + row(image, slot)] = -1;
+        count_[image] = 0;
+    }
+
+    int32_t slot(int64_t image, int64_t anchor) {
+        if (all_) return static_cast<int32_t>(anchor);
+        int32_t& slot = slot_of_[image * anchors_ + anchor];
+        if (slot < 0) {
+            slot = count_[image]++;
+            rows_[image * most_ + slot] = static_cast<int32_t>(anchor);
+        }
+        return slot;
+    }
+
+    // Calls body(anchor) for those without a slot.
+    template <class Body>
+    void each_loser(int64_t image, const Body& body) const {
+        for (int64_t n = 0; !all_ && n < anchors_; ++n)
+            if (slot_of_[image * anchors_ + n] < 0) body(n);
+    }
+
+private:
+    const int64_t anchors_;
+    const bool all_;
+    const int64_t most_;
+    std::vector<int32_t> rows_, count_, slot_of_;
+};
 
 // With w = the share of query q and the j-th winner n of image b: grad_queries[q] += w anchors[b, n] and
 // grad_anchors[b, n] += w queries[q]. get_shares(q, first_image, images, out) writes [images, k] shares and
@@ -28,122 +77,118 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
                        Compute<E>* grad_queries, int threads, const GetShares& get_shares, const GetIndex& get_index) {
     using T = Compute<E>;
     const auto scatter = CPGR_SIMD(scatter_gradients<T>);
+    const auto take = CPGR_SIMD(take_columns<E>);
+    const auto put = CPGR_SIMD(put_columns<T>);
     const int64_t columns = CPGR_SIMD(gradient_columns<T>)(), width = shape.width, k = shape.k;
+    const int64_t chunks = (width + columns - 1) / columns;
     const int64_t block_queries = std::min(shape.queries, kBlockQueries);
     const int64_t block_images = std::min(shape.images, kBlockImages);
-    const int64_t stride = block_images * k, most_slots = std::min(shape.anchors, block_queries * k);
-    if (block_queries == 0 || most_slots == 0 || width == 0) {
+    if (block_queries == 0 || block_images == 0 || shape.anchors == 0 || width == 0) {
         std::fill_n(grad_anchors, shape.images * shape.anchors * width, T(0));
         std::fill_n(grad_queries, shape.queries * width, T(0));
         return true;
     }
-    if (block_images == 0) {
-        std::fill_n(grad_queries, shape.queries * width, T(0));
-        return true;
-    }
-    const int64_t together = std::clamp<int64_t>(kSlots / most_slots, 1, block_images);
 
-    const int64_t parts = std::min<int64_t>(threads, (width + columns - 1) / columns);
-    const Buffer<T> shares(block_queries * stride);
-    const Buffer<int32_t> slots(block_queries * stride);
-    // The anchors of each image that win for some query, in order of appearance, and the slot of each anchor.
-    std::vector<int32_t> winners(block_images * most_slots), winner_count(block_images);
-    std::vector<int32_t> slot_of(std::min<int64_t>(threads, block_images) * shape.anchors, -1);
-    const int64_t per_thread = 2 * (block_queries + together * most_slots) * columns;
-    const Buffer<T> scratch(parts * per_thread);
+    Winners winners(shape.anchors, block_images, block_queries * k);
+    const int64_t together = std::clamp<int64_t>(kSlots / winners.most(), 1, block_images);
+    const int64_t slots_together = together * winners.most();
+    const int64_t parts = std::min<int64_t>(threads, chunks), per_part = 2 * slots_together * columns;
+    const Buffer<T> shares(block_queries * block_images * k), scratch(parts * per_part);
+    const Buffer<T> q_columns(chunks * block_queries * columns), q_grads(chunks * block_queries * columns);
+    const Buffer<int32_t> slots(block_queries * block_images * k);
+    const Buffer<const void*> rows_ahead(parts * 2 * slots_together);
     std::atomic<bool> in_range{true};
+    const auto filled = [&](int64_t chunk) { return std::min(columns, width - chunk * columns); };
 
     for (int64_t q0 = 0; q0 < shape.queries; q0 += block_queries) {
         const int64_t count = std::min(block_queries, shape.queries - q0);
+        parallel_for(chunks, 1, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t q = 0; q < count; ++q)
+                for (int64_t chunk = begin; chunk < end; ++chunk)
+                    take(queries + (q0 + q) * width + chunk * columns, filled(chunk),
+                         q_columns.get() + (chunk * block_queries + q) * columns);
+            std::fill(q_grads.get() + begin * block_queries * columns, q_grads.get() + end * block_queries * columns,
+                      T(0));
+        });
+
         for (int64_t b0 = 0; b0 < shape.images; b0 += block_images) {
             const int64_t images = std::min(block_images, shape.images - b0);
-            parallel_for(count, (1 << 14) / (images * k) + 1, threads, [&](int64_t begin, int64_t end) {
-                for (int64_t q = begin; q < end; ++q) get_shares(q0 + q, b0, images, shares.get() + q * stride);
+            // The entries of images that are taken together lie in a row, query by query: those of query q start here.
+            const auto entries = [&](int64_t q, int64_t b) {
+                const int64_t first = b / together * together;
+                return (first * count + q * std::min(together, images - first)) * k;
+            };
+            parallel_for(count, kEntriesPerThread / (images * k) + 1, threads, [&](int64_t begin, int64_t end) {
+                for (int64_t q = begin; q < end; ++q)
+                    for (int64_t b = 0; b < images; b += together)
+                        get_shares(q0 + q, b0 + b, std::min(together, images - b), shares.get() + entries(q, b));
             });
-
-            std::atomic<int64_t> next_slots{0};
-            parallel_for(images, (1 << 14) / (count * k) + 1, threads, [&](int64_t begin, int64_t end) {
-                int32_t* const slot = slot_of.data() + next_slots++ * shape.anchors;
-                for (int64_t b = begin; b < end; ++b) {
-                    // The slots of images that are taken together follow one another.
-                    const int32_t base = static_cast<int32_t>(b % together * most_slots);
-                    int32_t* const rows = winners.data() + b * most_slots;
-                    int32_t found = 0;
-                    for (int64_t q = 0; q < count; ++q)
+            parallel_for(images, kEntriesPerThread / (count * k) + 1, threads, [&](int64_t begin, int64_t end) {
+                for (int64_t b = begin; b < end; ++b) winners.forget(b);
+                for (int64_t q = 0; q < count; ++q)
+                    for (int64_t b = begin; b < end; ++b)
                         for (int64_t j = 0; j < k; ++j) {
-                            const int64_t entry = q * stride + b * k + j, n = get_index(q0 + q, b0 + b, j);
+                            const int64_t entry = entries(q, b) + b % together * k + j;
+                            int64_t n = get_index(q0 + q, b0 + b, j);
                             if (n < 0 || n >= shape.anchors) {
                                 if (n != -1) in_range = false;
-                                // Adds nothing, to whatever is there.
                                 shares.get()[entry] = 0;
-                                slots.get()[entry] = base;
-                                continue;
+                                n = 0;
                             }
-                            if (slot[n] < 0) {
-                                rows[found] = static_cast<int32_t>(n);
-                                slot[n] = found++;
-                            }
-                            slots.get()[entry] = base + slot[n];
+                            // The slots of images that are taken together follow one another.
+                            slots.get()[entry] = static_cast<int32_t>(b % together * winners.most()) + winners.slot(b, n);
                         }
-                    for (int32_t s = 0; s < found; ++s) slot[rows[s]] = -1;
-                    winner_count[b] = found;
-                    if (q0 == 0 && found < shape.anchors)
-                        std::fill_n(grad_anchors + (b0 + b) * shape.anchors * width, shape.anchors * width, T(0));
-                }
+                for (int64_t b = begin; q0 == 0 && b < end; ++b)
+                    winners.each_loser(b, [&](int64_t n) {
+                        std::fill_n(grad_anchors + ((b0 + b) * shape.anchors + n) * width, width, T(0));
+                    });
             });
             if (!in_range) return false;
 
-            std::atomic<int64_t> next_scratch{0};
-            parallel_for((width + columns - 1) / columns, 1, static_cast<int>(parts), [&](int64_t begin, int64_t end) {
-                T* const q_columns = scratch.get() + next_scratch++ * per_thread;
-                T* const q_grads = q_columns + block_queries * columns;
-                T* const a_columns = q_grads + block_queries * columns;
-                T* const a_grads = a_columns + together * most_slots * columns;
-                for (int64_t chunk = begin; chunk < end; ++chunk) {
-                    const int64_t d0 = chunk * columns, filled = std::min(columns, width - d0);
-                    const auto take = [&](const auto* from, T* to) {
-                        for (int64_t d = 0; d < filled; ++d) to[d] = widen(from[d]);
-                        for (int64_t d = filled; d < columns; ++d) to[d] = 0;
-                    };
-                    for (int64_t q = 0; q < count; ++q) {
-                        take(queries + (q0 + q) * width + d0, q_columns + q * columns);
-                        if (b0)
-                            take(grad_queries + (q0 + q) * width + d0, q_grads + q * columns);
-                        else
-                            std::fill_n(q_grads + q * columns, columns, T(0));
-                    }
+            std::atomic<int64_t> next_part{0};
+            parallel_for(chunks, 1, static_cast<int>(parts), [&](int64_t begin, int64_t end) {
+                const int64_t part = next_part++;
+                T* const a_columns = scratch.get() + part * per_part;
+                T* const a_grads = a_columns + slots_together * columns;
+                const void** const ahead = rows_ahead.get() + part * 2 * slots_together;
+                // Calls body(offset of a winner's columns, its slot's offset) for the images from b on.
+                const auto each_winner = [&](int64_t chunk, int64_t b, const auto& body) {
+                    for (int64_t i = 0; i < together && b + i < images; ++i)
+                        for (int64_t s = 0; s < winners.count(b + i); ++s)
+                            body(((b0 + b + i) * shape.anchors + winners.row(b + i, s)) * width + chunk * columns,
+                                 (i * winners.most() + s) * columns);
+                };
+                for (int64_t chunk = begin; chunk < end; ++chunk)
                     for (int64_t b = 0; b < images; b += together) {
-                        const int64_t now = std::min(together, images - b);
-                        const auto each_winner = [&](const auto& body) {
-                            for (int64_t i = 0; i < now; ++i)
-                                for (int64_t s = 0; s < winner_count[b + i]; ++s) {
-                                    const int64_t n = winners[(b + i) * most_slots + s];
-                                    body(((b0 + b + i) * shape.anchors + n) * width + d0,
-                                         (i * most_slots + s) * columns);
-                                }
-                        };
-                        // A slot that no winner has may still be read, times zero.
-                        std::fill_n(a_columns, columns, T(0));
-                        for (int64_t i = 0; i < now; ++i) std::fill_n(a_columns + i * most_slots * columns, columns, T(0));
-                        each_winner([&](int64_t row, int64_t slot) {
-                            take(anchors + row, a_columns + slot);
+                        each_winner(chunk, b, [&](int64_t row, int64_t slot) {
+                            take(anchors + row, filled(chunk), a_columns + slot);
                             std::fill_n(a_grads + slot, columns, T(0));
                         });
-                        scatter(shares.get() + b * k, slots.get() + b * k, stride, count, now * k, a_columns, q_columns,
-                                a_grads, q_grads);
-                        each_winner([&](int64_t row, int64_t slot) {
-                            T* const to = grad_anchors + row;
-                            if (q0 == 0)
-                                std::copy_n(a_grads + slot, filled, to);
-                            else
-                                for (int64_t d = 0; d < filled; ++d) to[d] += a_grads[slot + d];
+                        // What is next is called for early: it lies in pieces that the processor does not foresee.
+                        const bool last = b + together >= images;
+                        int64_t aheads = 0;
+                        if (!last || chunk + 1 < end)
+                            each_winner(chunk + last, last ? 0 : b + together, [&](int64_t row, int64_t) {
+                                ahead[aheads++] = anchors + row;
+                                ahead[aheads++] = grad_anchors + row;
+                            });
+                        scatter(shares.get() + entries(0, b), slots.get() + entries(0, b), count,
+                                std::min(together, images - b) * k, a_columns,
+                                q_columns.get() + chunk * block_queries * columns, a_grads,
+                                q_grads.get() + chunk * block_queries * columns, ahead, aheads);
+                        each_winner(chunk, b, [&](int64_t row, int64_t slot) {
+                            put(a_grads + slot, filled(chunk), q0 > 0, grad_anchors + row);
                         });
                     }
-                    for (int64_t q = 0; q < count; ++q)
-                        std::copy_n(q_grads + q * columns, filled, grad_queries + (q0 + q) * width + d0);
-                }
             });
         }
+
+        parallel_for(chunks, 1, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t q = 0; q < count; ++q)
+                for (int64_t chunk = begin; chunk < end; ++chunk)
+                    put(q_grads.get() + (chunk * block_queries + q) * columns, filled(chunk), false,
+                        grad_queries + (q0 + q) * width + chunk * columns);
+        });
     }
     return true;
 }

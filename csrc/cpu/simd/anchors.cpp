@@ -74,11 +74,18 @@ void pack_panel(const E* queries, int64_t count, int64_t width, void* panel) {
     using P = Product<E>;
     constexpr int64_t lanes = kPanel<typename P::T>;
     auto* const packed = static_cast<typename P::Packed*>(panel);
-    for (int64_t d = 0, step = 0; d < width; d += P::depth, ++step)
-        for (int64_t q = 0; q < lanes; ++q) {
-            packed[step * lanes + q] = 0;
-            if (q < count) P::pack(queries + q * width + d, width - d, packed + step * lanes + q);
+    // A cache line of every query at a time: both sides then stay in the first-level cache.
+    constexpr int64_t line = 64 / sizeof(E);
+    for (int64_t d0 = 0; d0 < width; d0 += line) {
+        const int64_t filled = width - d0 < line ? width - d0 : line, steps = (filled + P::depth - 1) / P::depth;
+        auto* const to = packed + d0 / P::depth * lanes;
+        for (int64_t q = 0; q < count; ++q) {
+            const E* const from = queries + q * width + d0;
+            for (int64_t i = 0; i < steps; ++i) P::pack(from + i * P::depth, filled - i * P::depth, to + i * lanes + q);
         }
+        for (int64_t i = 0; i < steps && count < lanes; ++i)
+            for (int64_t q = count; q < lanes; ++q) to[i * lanes + q] = 0;
+    }
 }
 
 template <class E, int ROWS, int REGISTERS>
@@ -261,12 +268,57 @@ int64_t gradient_columns() {
 }
 
 template <class T>
-void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, int64_t count, int64_t entries,
-                       const T* __restrict__ anchors, const T* __restrict__ queries, T* __restrict__ grad_anchors,
-                       T* __restrict__ grad_queries) {
+static inline typename Lanes<T>::Reg load_wide(const T* from) {
+    return Lanes<T>::load(from);
+}
+
+static inline FloatReg load_wide(const BF16* from) {
+    typedef uint16_t Half __attribute__((vector_size(CPGR_REGISTER_BYTES / 2)));
+    Half half;
+    __builtin_memcpy(&half, from, sizeof(half));
+    return (FloatReg)(__builtin_convertvector(half, Lanes<float>::IndexReg) << 16);
+}
+
+template <class E>
+void take_columns(const E* from, int64_t count, Compute<E>* to) {
+    using L = Lanes<Compute<E>>;
+    constexpr int64_t columns = kColumns * L::count;
+    if (count == columns) {
+#pragma GCC unroll 8
+        for (int64_t d = 0; d < columns; d += L::count) L::store(to + d, load_wide(from + d));
+        return;
+    }
+    for (int64_t d = 0; d < count; ++d) to[d] = widen(from[d]);
+    for (int64_t d = count; d < columns; ++d) to[d] = 0;
+}
+
+template <class T>
+void put_columns(const T* from, int64_t count, bool add, T* to) {
     using L = Lanes<T>;
     constexpr int64_t columns = kColumns * L::count;
+    if (add) {
+        for (int64_t d = 0; d < count; ++d) to[d] += from[d];
+    } else if (count == columns) {
+#pragma GCC unroll 8
+        for (int64_t d = 0; d < columns; d += L::count) L::store(to + d, L::load(from + d));
+    } else {
+        for (int64_t d = 0; d < count; ++d) to[d] = from[d];
+    }
+}
+
+template <class T>
+void scatter_gradients(const T* shares, const int32_t* slots, int64_t count, int64_t entries,
+                       const T* __restrict__ anchors, const T* __restrict__ queries, T* __restrict__ grad_anchors,
+                       T* __restrict__ grad_queries, const void* const* ahead, int64_t aheads) {
+    using L = Lanes<T>;
+    constexpr int64_t columns = kColumns * L::count;
+    const int64_t aheads_each = (aheads + count - 1) / count;
     for (int64_t q = 0; q < count; ++q, queries += columns, grad_queries += columns) {
+        for (int64_t i = 0; i < aheads_each && aheads > 0; ++i) {
+            const char* const row = static_cast<const char*>(ahead[--aheads]);
+            for (int64_t byte = 0; byte < columns * static_cast<int64_t>(sizeof(T)); byte += 64)
+                __builtin_prefetch(row + byte, 0, 2);
+        }
         typename L::Reg query[kColumns], sum[kColumns];
 #pragma GCC unroll 8
         for (int v = 0; v < kColumns; ++v) {
@@ -274,9 +326,9 @@ void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, in
             sum[v] = L::load(grad_queries + v * L::count);
         }
         for (int64_t e = 0; e < entries; ++e) {
-            const typename L::Reg share = L::all(shares[q * stride + e]);
-            const T* const anchor = anchors + slots[q * stride + e] * columns;
-            T* const grad_anchor = grad_anchors + slots[q * stride + e] * columns;
+            const typename L::Reg share = L::all(shares[q * entries + e]);
+            const T* const anchor = anchors + slots[q * entries + e] * columns;
+            T* const grad_anchor = grad_anchors + slots[q * entries + e] * columns;
 #pragma GCC unroll 8
             for (int v = 0; v < kColumns; ++v) {
                 sum[v] = fma(share, L::load(anchor + v * L::count), sum[v]);
@@ -292,7 +344,8 @@ void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, in
 #define CPGR_INSTANTIATE_ELEMENT(E)                                             \
     template int64_t panel_bytes<E>(int64_t);                                   \
     template void pack_panel<E>(const E*, int64_t, int64_t, void*);             \
-    template void score<E>(const E*, int64_t, int64_t, const void*, int64_t, Compute<E>*);
+    template void score<E>(const E*, int64_t, int64_t, const void*, int64_t, Compute<E>*); \
+    template void take_columns<E>(const E*, int64_t, Compute<E>*);
 CPGR_INSTANTIATE_ELEMENT(float)
 CPGR_INSTANTIATE_ELEMENT(double)
 CPGR_INSTANTIATE_ELEMENT(BF16)
@@ -303,8 +356,9 @@ CPGR_INSTANTIATE_ELEMENT(BF16)
     template void start_best<T>(int64_t, T*, Index<T>*);                                                            \
     template void merge_best<T>(const T*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, T*, Index<T>*);       \
     template T sum_exp<T>(const T*, int64_t, T, T, T, T*);                                                          \
-    template void scatter_gradients<T>(const T*, const int32_t*, int64_t, int64_t, int64_t, const T*, const T*, T*, \
-                                       T*);
+    template void put_columns<T>(const T*, int64_t, bool, T*);                                                      \
+    template void scatter_gradients<T>(const T*, const int32_t*, int64_t, int64_t, const T*, const T*, T*, T*, \
+                                       const void* const*, int64_t);
 CPGR_INSTANTIATE(float)
 CPGR_INSTANTIATE(double)
 

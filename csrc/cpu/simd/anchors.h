@@ -59,10 +59,20 @@ CPGR_DECLARE_SIMD(
     template <class T>
     int64_t gradient_columns();
 
-    // For every query q and entry e < entries, with s = slots[q * stride + e] and w = shares[q * stride + e]:
-    // grad_queries[q] += w anchors[s] and grad_anchors[s] += w queries[q]. Rows have gradient_columns columns.
+    // Copies the first `count` of from, widened, and fills up to gradient_columns with zeros.
+    template <class E>
+    void take_columns(const E* from, int64_t count, Compute<E>* to);
+
+    // Copies, or adds, the first `count` of from.
     template <class T>
-    void scatter_gradients(const T* shares, const int32_t* slots, int64_t stride, int64_t count, int64_t entries,
-                           const T* anchors, const T* queries, T* grad_anchors, T* grad_queries);)
+    void put_columns(const T* from, int64_t count, bool add, T* to);
+
+    // For every query q and entry e < entries, with s = slots[q * entries + e] and w = shares[q * entries + e]:
+    // grad_queries[q] += w anchors[s] and grad_anchors[s] += w queries[q]. Rows have gradient_columns columns.
+    // Meanwhile the rows at `ahead` are fetched into the second-level cache.
+    template <class T>
+    void scatter_gradients(const T* shares, const int32_t* slots, int64_t count, int64_t entries,
+                           const T* anchors, const T* queries, T* grad_anchors, T* grad_queries, const void* const* ahead,
+                           int64_t aheads);)
 
 }  // namespace cpgr
