@@ -143,10 +143,10 @@ def compute_type(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype is torch.float64 else torch.float32
 
 
-def empty_output(q: Tensor, v: Tensor) -> Tensor:
+def empty_output(q: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """[B, H, T, E] laid out [B, T, H, E], so that a model's transpose(1, 2) of it is contiguous."""
     batch, heads, length, _ = q.shape
-    return v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
+    return v.new_empty(batch, length, heads, v.shape[3], dtype=dtype).transpose(1, 2)
 
 
 def _laid_out_as(wanted: Tensor, found: Tensor) -> Tensor:
@@ -184,9 +184,7 @@ def _with_map_fake(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale,
     return empty_output(q, v), *_map_fake(q, k, rows, key_padding_mask, attn_mask, is_causal, scale)
 
 
-def _backward(
-    grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale, backend=None
-):
+def _backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale, backend=None):
     op = "attention_backward"
     _check(op, q, k, v, rows, key_padding_mask, attn_mask, is_causal)
     _check_rows(op, rows, q.shape[2])
@@ -252,7 +250,9 @@ def _triton_backward(*arguments):
 # and `torch.empty_like` are not copied again.
 dispatch.register(OP, cpp=attention_cpp.forward, triton=_triton, reference=_reference)
 dispatch.register("attention_map", cpp=attention_cpp.forward, triton=_triton, reference=_reference)
-dispatch.register("attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward)
+dispatch.register(
+    "attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward
+)
 
 _MASKS = "Tensor? rows, Tensor? key_padding_mask, Tensor? attn_mask, bool is_causal, float scale, str? backend=None"
 _backward_op = define(
