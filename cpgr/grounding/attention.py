@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from cpgr_kernels import attention_map
 from torch import nn
 
 
@@ -68,7 +69,7 @@ class Attention(nn.Module):
     def row(self, query, key, mask=None) -> torch.Tensor:
         """Head-mean attention of one query a sample: query [B, 1, D] over keys [B, S, D]. Returns [B, S]."""
         q, k = self._split(self.q(query)), self._split(self.k(key))
-        return _weights(q, k, None if mask is None else mask[:, None, None, :]).mean(1).squeeze(1)
+        return attention_map(q, k, key_padding_mask=None if mask is None else ~mask).squeeze(1)
 
 
 def _weights(q, k, bias):

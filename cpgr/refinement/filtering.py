@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from cpgr_kernels import box_iou
+from cpgr_kernels import box_iou, region_attention
 
 from ..labels import Label
-from ..regions import Frame, cell_coverage
+from ..regions import Frame
 
 
 @dataclass
@@ -48,8 +48,10 @@ def region_mass(maps: torch.Tensor, regions: list[Label], grid: int, size: int, 
     first = regions[0]
     boxes = torch.tensor([row.box for row in regions], dtype=torch.float32)
     boxes = Frame(size, first.width, first.height, mode).to_frame(boxes)
-    area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1.0) / size**2
-    mass = (maps**config.power) @ cell_coverage(boxes, size, grid).t() / area**config.gamma
+    if config.power != 1:
+        maps = maps**config.power
+    # No box counts as smaller than a pixel.
+    mass = region_attention(maps, boxes, (grid, grid), config.gamma, (size, size), least_area=1 / size**2)
     return mass / mass.sum(1, keepdim=True).clamp(min=1e-12)
 
 

@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass, field
 
 import torch
+from cpgr_kernels import region_attention
 
 from ..data.records import Expression, Split
 from ..labels import Label, LabelTable
 from ..progress import track
-from ..regions import Frame, cell_coverage
+from ..regions import Frame
 from ..stages import Generator, Grounder, Query
 from .filtering import FilterConfig, filter_labels, region_mass
 from .pairing import PairConfig, map_likeness, pair, posterior, text_scores
@@ -136,4 +137,4 @@ def _inside(maps: torch.Tensor, texts: list[Label], grid: int, size: int, mode: 
     """Attention mass inside each label's own box, [L]."""
     boxes = torch.tensor([row.box for row in texts], dtype=torch.float32)
     boxes = Frame(size, texts[0].width, texts[0].height, mode).to_frame(boxes)
-    return (maps * cell_coverage(boxes, size, grid)).sum(1)
+    return region_attention(maps[:, None], boxes[:, None], (grid, grid), 0.0, (size, size)).flatten()

@@ -37,9 +37,9 @@ void attention_forward(const AttentionInput<T>& in, const AttentionOutput<T>& to
 
 template <class T>
 struct AttentionGradients {
-    const T *grad_out, *grad_map, *lse;  // [B, H, T, E] and [B, row_count, S], either may be null; [B, H, T]
+    const T *grad_out, *grad_map;  // [B, H, T, E] and [B, row_count, S]; either may be null
     int64_t grad_out_stride[3];
-    T *grad_q, *grad_k, *grad_v;  // grad_v is null where v is
+    T *grad_q, *grad_k, *grad_v;   // grad_v is null where v is
     int64_t grad_q_stride[3], grad_k_stride[3], grad_v_stride[3];
 };
 

@@ -184,9 +184,7 @@ def _with_map_fake(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale,
     return empty_output(q, v), *_map_fake(q, k, rows, key_padding_mask, attn_mask, is_causal, scale)
 
 
-def _backward(
-    grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale, backend=None
-):
+def _backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale, backend=None):
     op = "attention_backward"
     _check(op, q, k, v, rows, key_padding_mask, attn_mask, is_causal)
     _check_rows(op, rows, q.shape[2])
@@ -252,7 +250,9 @@ def _triton_backward(*arguments):
 # and `torch.empty_like` are not copied again.
 dispatch.register(OP, cpp=attention_cpp.forward, triton=_triton, reference=_reference)
 dispatch.register("attention_map", cpp=attention_cpp.forward, triton=_triton, reference=_reference)
-dispatch.register("attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward)
+dispatch.register(
+    "attention_backward", cpp=attention_cpp.backward, triton=_triton_backward, reference=_reference_backward
+)
 
 _MASKS = "Tensor? rows, Tensor? key_padding_mask, Tensor? attn_mask, bool is_causal, float scale, str? backend=None"
 _backward_op = define(

@@ -46,7 +46,7 @@ def backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn
     native.cpu()[0].attention_backward(
         dtype is torch.float64,
         *_input(q, k, used, rows, key_padding_mask, attn_mask, is_causal, scale),
-        tuple(_address(x) for x in (grad_out, grad_map, lse)),
+        tuple(_address(x) for x in (grad_out, grad_map)),
         tuple(_address(x) for x in (grad_q, grad_k, None if used is None else grad_v)),
         tuple(_strides(x) for x in (grad_out, grad_q, grad_k, None if used is None else grad_v)),
         torch.get_num_threads(),

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
-from .arguments import check_boxes, check_device, check_numbers, from_numpy, plain
+from . import dispatch, native, reference
+from .arguments import check_boxes, check_device, check_numbers, from_numpy
 from .library import define, differentiable
 
 
@@ -112,8 +112,57 @@ def _reference_backward(grad, boxes, rows, columns, gamma, width, height, least_
     return grad @ shares.transpose(-1, -2)
 
 
-dispatch.register("region_attention", reference=_reference)
-dispatch.register("region_attention_backward", reference=_reference_backward)
+def _batches(values: Tensor) -> tuple[Tensor, int]:
+    """[batch, n, m] and the step from one batch to the next: 0 where all are the same memory."""
+    leading, (n, m) = values.shape[:-2], values.shape[-2:]
+    if all(stride == 0 or size == 1 for size, stride in zip(leading, values.stride())):
+        return values[(0,) * len(leading)].contiguous(), 0
+    return values.contiguous(), n * m
+
+
+def _cpp(maps, boxes, *settings):
+    out = maps.new_empty(maps.shape[:-1] + boxes.shape[-2:-1])
+    if not out.numel():
+        return out
+    sizes = maps.shape[:-2].numel(), maps.shape[-2], boxes.shape[-2]
+    (maps, map_step), (boxes, box_step) = _batches(maps), _batches(boxes)
+    native.cpu()[0].region_attention(
+        out.dtype is torch.float64,
+        maps.data_ptr(),
+        map_step,
+        boxes.data_ptr(),
+        box_step,
+        *sizes,
+        *settings,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _cpp_backward(grad, boxes, rows, columns, *settings):
+    found = grad.new_empty(grad.shape[:-1] + (rows * columns,))
+    if not found.numel():
+        return found
+    sizes = grad.shape[:-2].numel(), grad.shape[-2], boxes.shape[-2]
+    grad, (boxes, box_step) = grad.contiguous(), _batches(boxes)
+    native.cpu()[0].region_attention_backward(
+        found.dtype is torch.float64,
+        grad.data_ptr(),
+        boxes.data_ptr(),
+        box_step,
+        *sizes,
+        rows,
+        columns,
+        *settings,
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+dispatch.register("region_attention", cpp=_cpp, reference=_reference)
+dispatch.register("region_attention_backward", cpp=_cpp_backward, reference=_reference_backward)
 
 _SETTINGS = "int rows, int columns, float gamma, float width, float height, float least_area, str? backend=None"
 _backward_op = define(

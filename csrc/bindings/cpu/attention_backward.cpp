@@ -3,11 +3,11 @@
 namespace cpgr::cpu_bindings {
 
 void bind_attention_backward(pybind11::module_& m) {
-    // tensors: grad_out, grad_map (0: none), lse; then grad_q, grad_k, grad_v (0: none). strides: grad_out's and theirs.
+    // given: grad_out, grad_map (0: none); found: grad_q, grad_k, grad_v (0: none). grad_strides: grad_out's and theirs.
     m.def("attention_backward", [](bool wide, const std::array<Address, 6>& tensors,
                                    const std::array<int64_t, 8>& sizes, const std::array<Strides, 3>& strides,
                                    const std::array<int64_t, 4>& mask_stride, int mask_kind, bool causal,
-                                   double scale, const std::array<Address, 3>& given,
+                                   double scale, const std::array<Address, 2>& given,
                                    const std::array<Address, 3>& found, const std::array<Strides, 4>& grad_strides,
                                    int threads) {
         with_type(wide, [&](auto zero) {
@@ -15,7 +15,6 @@ void bind_attention_backward(pybind11::module_& m) {
             AttentionGradients<T> to{};
             to.grad_out = at<const T>(given[0]);
             to.grad_map = at<const T>(given[1]);
-            to.lse = at<const T>(given[2]);
             to.grad_q = at<T>(found[0]);
             to.grad_k = at<T>(found[1]);
             to.grad_v = at<T>(found[2]);

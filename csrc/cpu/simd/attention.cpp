@@ -8,14 +8,15 @@ namespace cpgr::CPGR_ISA {
 
 template <class T>
 int64_t attention_tile() {
-    return 2 * Lanes<T>::count;
+    return 4 * Lanes<T>::count;
 }
 
 template <class T>
 int64_t attention_scratch(const AttentionInput<T>& in) {
-    const int64_t whole = blocks<T>(in.keys) * kBlock, registers = 2 * Lanes<T>::count;
-    // Packed queries, output, weights, their sum over heads, masks; maxima and sight by block.
-    return (in.width + in.value_width + 3 * whole + 2 * blocks<T>(in.keys) + 64) * registers;
+    const int64_t whole = blocks<T>(in.keys) * kBlock, registers = attention_tile<T>();
+    // Packed queries, output, weights, their sum over heads, masks; maxima and sight by block; a block of keys or values.
+    return (in.width + in.value_width + 3 * whole + 2 * blocks<T>(in.keys) + 64) * registers +
+           kBlock * (in.width + in.value_width);
 }
 
 namespace {
@@ -74,7 +75,9 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
     const int64_t parts = blocks<T>(in.keys), whole = parts * kBlock;
     T *packed = scratch, *sums = packed + in.width * row, *weights = sums + in.value_width * row;
     T *total = weights + whole * row, *bias = total + whole * row, *maxima = bias + whole * row;
-    uint8_t* sight = reinterpret_cast<uint8_t*>(maxima + parts * row);
+    T* copied = maxima + parts * row;
+    uint8_t* sight = reinterpret_cast<uint8_t*>(copied + kBlock * (in.width + in.value_width));
+    const int64_t k_row = in.k_stride[2], v_row = in.v_stride[2];
     if (mapped)
         for (int64_t i = 0; i < in.keys * row; ++i) total[i] = T(0);
 
@@ -87,8 +90,8 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
         const int64_t group = h / (in.heads / in.groups);
         const T* k = in.k + b * in.k_stride[0] + group * in.k_stride[1];
         const T* v = in.v ? in.v + b * in.v_stride[0] + group * in.v_stride[1] : nullptr;
-        pack(in.q + b * in.q_stride[0] + h * in.q_stride[1], in.q_stride[2], queries, count, in.width,
-             in.scale * T(kLog2E), packed, row);
+        pack<T, registers>(in.q + b * in.q_stride[0] + h * in.q_stride[1], in.q_stride[2], queries, count, in.width,
+                           in.scale * T(kLog2E), packed);
         for (int64_t i = 0; i < in.value_width * row; ++i) sums[i] = T(0);
 
         Softmax<T, registers> softmax;
@@ -96,8 +99,15 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
             if (sight[part] == hidden) continue;
             const int64_t begin = part * kBlock, number = begin + kBlock < in.keys ? kBlock : in.keys - begin;
             T* block = weights + (mapped ? begin * row : 0);
-            product<T, registers>(number, in.width, k + begin * in.k_stride[2], in.k_stride[2], 1, packed, row, block,
-                                  row, false);
+            const T *keys = k + begin * k_row, *values = v ? v + begin * v_row : nullptr;
+            if (crowded<T>(k_row)) {
+                const Ahead<T> ahead[2] = {{keys + number * k_row, k_row}, {values, v_row}};
+                copy_rows(keys, k_row, number, in.width, copied, in.width);
+                scores_of<T, registers>(number, in.width, copied, in.width, packed, block, ahead);
+            } else {
+                const Ahead<T> ahead[2] = {{keys + kRows * k_row, k_row}, {values, v_row}};
+                scores_of<T, registers>(number, in.width, keys, k_row, packed, block, ahead);
+            }
             V<T> rescale[registers];
             softmax.add(block, number, sight[part] == open ? nullptr : bias + begin * row, rescale);
             for (int r = 0; r < registers; ++r) store<T>(maxima + part * row + r * lanes, softmax.most[r]);
@@ -107,8 +117,10 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
                     T* place = sums + e * row + r * lanes;
                     store<T>(place, load(place) * rescale[r]);
                 }
-            product<T, registers>(in.value_width, number, v + begin * in.v_stride[2], 1, in.v_stride[2], block, row,
-                                  sums, row, true);
+            const bool copy = crowded<T>(v_row);
+            if (copy) copy_rows(values, v_row, number, in.value_width, copied, in.value_width);
+            product<T, registers>(in.value_width, number, copy ? copied : values, 1, copy ? in.value_width : v_row,
+                                  block, row, sums, row, true);
         }
 
         T most[row], sum[row], inverse[row];
@@ -161,7 +173,8 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
 template <class T>
 void attend(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b, int64_t first, int64_t count,
             int64_t head, int64_t head_end, T* map, T* scratch) {
-    const auto run = count > Lanes<T>::count ? attend_tile<T, 2> : attend_tile<T, 1>;
+    constexpr int lanes = Lanes<T>::count;
+    const auto run = count > 2 * lanes ? attend_tile<T, 4> : count > lanes ? attend_tile<T, 2> : attend_tile<T, 1>;
     run(in, to, b, first, count, head, head_end, map, scratch);
 }
 
@@ -173,7 +186,6 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
     T *query = scratch, *scores = query + in.row_count * (in.width + lanes), *bias = scores + in.row_count * whole;
     map += b * in.row_count * in.keys;
     for (int64_t i = 0; i < in.row_count * in.keys; ++i) map[i] = T(0);
-    const int64_t own[1] = {0};
 
     for (int64_t h = head; h < head_end; ++h) {
         const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
@@ -182,8 +194,8 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
         int64_t rows[kFewRows];
         for (int64_t i = 0; i < in.row_count; ++i) {
             rows[i] = in.rows ? in.rows[b * in.row_count + i] : i;
-            pack(q + rows[i] * in.q_stride[2], 0, own, 1, in.width, in.scale * T(kLog2E), query + i * padded, 1);
-            for (int64_t d = in.width; d < padded; ++d) query[i * padded + d] = T(0);
+            for (int64_t d = 0; d < padded; ++d)
+                query[i * padded + d] = d < in.width ? q[rows[i] * in.q_stride[2] + d] * in.scale * T(kLog2E) : T(0);
         }
         // As many keys at a time as there are lanes: all rows read them while they are in the cache.
         for (int64_t s = 0; s < in.keys; s += lanes) {
@@ -192,6 +204,8 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
                 V<T> dots[lanes] = {};
                 for (int64_t j = 0; j < number; ++j) {
                     const T *key = k + (s + j) * in.k_stride[2], *own_query = query + i * padded;
+                    for (int64_t d = 0; i == 0 && d < in.width; d += 64 / sizeof(T))
+                        __builtin_prefetch(key + lanes * in.k_stride[2] + d);
                     V<T> sum = {};
                     for (int64_t c = 0; c < full; ++c) sum = fma(load(key + c * lanes), load(own_query + c * lanes), sum);
                     if (rest) sum = fma(load_first(key + full * lanes, rest), load(own_query + full * lanes), sum);

@@ -1,4 +1,4 @@
-// What the forward and the backward pass share: a tile of queries lies across the lanes of one or two registers, and
+// What the forward and the backward pass share: a tile of queries lies across the lanes of one to four registers, and
 // everything that is indexed by key or by feature is a row of such registers. Keys and values are then read as they lie,
 // by broadcasting single numbers, and the softmax has no operation across lanes.
 #pragma once
@@ -8,17 +8,42 @@
 
 namespace cpgr::CPGR_ISA {
 
-// Keys at a time: their scores and values stay in the first-level cache.
-constexpr int64_t kBlock = 128;
+// Rows of a product at a time: as many as there are registers for their sums.
+#if defined(__AVX512F__)
+constexpr int kRows = 12, kSomeRows = 8;
+#else
+constexpr int kRows = 6, kSomeRows = 4;
+#endif
+
+// Keys at a time: their weights and values stay in the first-level cache. A multiple of kRows.
+constexpr int64_t kBlock = 72;
+
+// What is to be read after a product: rows of `lines` cache lines, that lie `row` apart. Heads lie beside each other in
+// memory, so that a head's rows are short and far apart, too far for the processor to see what comes next; and fetched in
+// one go they would queue up.
+template <class T>
+struct Ahead {
+    const T* from = nullptr;
+    int64_t row = 0;
+};
+
+template <class T>
+static inline void fetch(const Ahead<T>& ahead, int64_t line_row, int64_t column) {
+    if (ahead.from) __builtin_prefetch(ahead.from + line_row * ahead.row + column);
+}
 
 // c[i] (+)= sum over j < depth of a[i * row + j * column] * b[j], i < N; b and c are rows of `registers` registers.
 template <class T, int N, int registers>
 static inline __attribute__((always_inline)) void product_rows(int64_t depth, const T* a, int64_t row, int64_t column,
                                                                const T* b, int64_t b_row, T* c, int64_t c_row,
-                                                               bool add) {
-    constexpr int lanes = Lanes<T>::count;
+                                                               bool add, const Ahead<T>* ahead = nullptr) {
+    constexpr int lanes = Lanes<T>::count, line = 64 / sizeof(T);
     V<T> sum[N][registers] = {};
     for (int64_t j = 0; j < depth; ++j) {
+        if (ahead && j % line < N) {
+            fetch(ahead[0], j % line, j - j % line);
+            fetch(ahead[1], j % line, j - j % line);
+        }
         V<T> right[registers];
 #pragma GCC unroll 4
         for (int r = 0; r < registers; ++r) right[r] = load(b + j * b_row + r * lanes);
@@ -38,57 +63,108 @@ static inline __attribute__((always_inline)) void product_rows(int64_t depth, co
         }
 }
 
-// As many rows at a time as there are registers for their sums.
+// The same for any number of rows, of one register or two; `row` or `column` is 1.
 template <class T, int registers>
-static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b, int64_t b_row,
-                    T* c, int64_t c_row, bool add) {
-#if defined(__AVX512F__)
-    constexpr int most = 12, some = 8;
-#else
-    constexpr int most = 6, some = 4;
-#endif
+static void narrow_product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b,
+                           int64_t b_row, T* c, int64_t c_row, bool add) {
     int64_t i = 0;
-#define CPGR_ROWS(N)                                                                                                  \
-    {                                                                                                                 \
-        if (row == 1)                                                                                                 \
-            product_rows<T, N, registers>(depth, a + i, 1, column, b, b_row, c + i * c_row, c_row, add);              \
-        else if (column == 1)                                                                                         \
-            product_rows<T, N, registers>(depth, a + i * row, row, 1, b, b_row, c + i * c_row, c_row, add);           \
-        else                                                                                                          \
-            product_rows<T, N, registers>(depth, a + i * row, row, column, b, b_row, c + i * c_row, c_row, add);      \
-        i += N;                                                                                                       \
+    // With the step of 1 known to the compiler, one pointer serves all rows, or one index all pointers.
+#define CPGR_ROWS(N)                                                                                        \
+    {                                                                                                       \
+        if (row == 1)                                                                                       \
+            product_rows<T, N, registers>(depth, a + i, 1, column, b, b_row, c + i * c_row, c_row, add);    \
+        else                                                                                                \
+            product_rows<T, N, registers>(depth, a + i * row, row, 1, b, b_row, c + i * c_row, c_row, add); \
+        i += N;                                                                                             \
     }
-    while (rows - i >= most && rows - i != 2 * some) CPGR_ROWS(most)
-    while (rows - i >= some) CPGR_ROWS(some)
+    while (rows - i >= kRows && rows - i != 2 * kSomeRows) CPGR_ROWS(kRows)
+    while (rows - i >= kSomeRows) CPGR_ROWS(kSomeRows)
     while (rows - i >= 2) CPGR_ROWS(2)
     if (i < rows) CPGR_ROWS(1)
 #undef CPGR_ROWS
 }
 
-// to[lane * to_row + i] = from[i * from_row + lane] * factor[lane], in squares that stay in the cache.
+// The same; there are registers for the sums of two columns of registers at a time.
+template <class T, int registers>
+static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_t column, const T* b, int64_t b_row,
+                    T* c, int64_t c_row, bool add) {
+    constexpr int few = registers > 2 ? 2 : registers, lanes = Lanes<T>::count;
+    for (int first = 0; first < registers * lanes; first += few * lanes)
+        narrow_product<T, few>(rows, depth, a, row, column, b + first, b_row, c + first, c_row, add);
+}
+
+// scores[i] = sum over d of keys[i][d] * queries[d], i < count. On the way `ahead` fetches two rows for each of these.
+template <class T, int registers>
+static void scores_of(int64_t count, int64_t width, const T* keys, int64_t key_row, const T* queries, T* scores,
+                      const Ahead<T> (&ahead)[2]) {
+    constexpr int row = registers * Lanes<T>::count;
+    int64_t i = 0;
+    for (; i + kRows <= count; i += kRows) {
+        Ahead<T> next[2] = {ahead[0], ahead[1]};
+        for (auto& each : next)
+            if (each.from) each.from += i * each.row;
+        constexpr int few = registers > 2 ? 2 : registers;
+        for (int first = 0; first < row; first += few * Lanes<T>::count)
+            product_rows<T, kRows, few>(width, keys + i * key_row, key_row, 1, queries + first, row,
+                                        scores + i * row + first, row, false, first ? nullptr : next);
+    }
+    product<T, registers>(count - i, width, keys + i * key_row, key_row, 1, queries, row, scores + i * row, row, false);
+}
+
 template <class T>
-static void transpose(const T* from, int64_t from_row, int64_t length, int64_t count, T* to, int64_t to_row,
-                      const T* factor) {
-    constexpr int64_t square = 16;
-    for (int64_t begin = 0; begin < length; begin += square) {
-        const int64_t end = length - begin < square ? length : begin + square;
-        for (int64_t lane = 0; lane < count; ++lane)
-            for (int64_t i = begin; i < end; ++i)
-                to[lane * to_row + i] = from[i * from_row + lane] * (factor ? factor[lane] : T(1));
+static void copy_rows(const T* from, int64_t from_row, int64_t rows, int64_t width, T* to, int64_t to_row) {
+    constexpr int lanes = Lanes<T>::count;
+    for (int64_t i = 0; i < rows; ++i) {
+        int64_t d = 0;
+        for (; d + lanes <= width; d += lanes) store<T>(to + i * to_row + d, load(from + i * from_row + d));
+        for (; d < width; ++d) to[i * to_row + d] = from[i * from_row + d];
     }
 }
 
-// to[i * lanes + lane] = from[queries[lane]][i] * factor for lane < count, and 0 in the lanes beyond.
+// Rows this far apart share few sets of the first-level cache and drive each other out: they are copied together.
 template <class T>
-static void pack(const T* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t length, T factor, T* to,
-                 int64_t lanes) {
-    constexpr int64_t square = 16;
-    for (int64_t begin = 0; begin < length; begin += square) {
-        const int64_t end = length - begin < square ? length : begin + square;
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-            const T* row = lane < count ? from + queries[lane] * from_row : nullptr;
-            for (int64_t i = begin; i < end; ++i) to[i * lanes + lane] = row ? row[i] * factor : T(0);
+static bool crowded(int64_t row) {
+    return row * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
+}
+
+// to[lane * to_row + i] = from[i * from_row + lane] * factor[lane], lane < count, i < length; from has whole registers.
+template <class T>
+static void transpose(const T* from, int64_t from_row, int64_t length, int64_t count, T* to, int64_t to_row,
+                      const T* factor) {
+    constexpr int lanes = Lanes<T>::count;
+    for (int64_t first = 0; first < count; first += lanes) {
+        const int64_t filled = count - first < lanes ? count - first : lanes;
+        const V<T> scaled = factor ? load(factor + first) : all(T(1));
+        int64_t i = 0;
+        for (; i + lanes <= length; i += lanes) {
+            V<T> x[lanes];
+            for (int j = 0; j < lanes; ++j) x[j] = load(from + (i + j) * from_row + first) * scaled;
+            transpose_square<T>(x);
+            for (int64_t lane = 0; lane < filled; ++lane) store<T>(to + (first + lane) * to_row + i, x[lane]);
         }
+        for (; i < length; ++i)
+            for (int64_t lane = 0; lane < filled; ++lane)
+                to[(first + lane) * to_row + i] = from[i * from_row + first + lane] * scaled[lane];
+    }
+}
+
+// to[i * row + lane] = from[queries[lane]][i] * factor for lane < count, and 0 in the lanes beyond.
+template <class T, int registers>
+static void pack(const T* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t length, T factor,
+                 T* to) {
+    constexpr int lanes = Lanes<T>::count, row = registers * lanes;
+    for (int64_t first = 0; first < row; first += lanes) {
+        int64_t i = 0;
+        for (; i + lanes <= length; i += lanes) {
+            V<T> x[lanes];
+            for (int j = 0; j < lanes; ++j)
+                x[j] = first + j < count ? load(from + queries[first + j] * from_row + i) * all(factor) : V<T>{};
+            transpose_square<T>(x);
+            for (int j = 0; j < lanes; ++j) store<T>(to + (i + j) * row + first, x[j]);
+        }
+        for (; i < length; ++i)
+            for (int64_t lane = first; lane < first + lanes; ++lane)
+                to[i * row + lane] = lane < count ? from[queries[lane] * from_row + i] * factor : T(0);
     }
 }
 

@@ -150,4 +150,28 @@ static inline V<T> sums_of_lanes(V<T>* x) {
     return x[0];
 }
 
+// The square of as many registers as one has lanes, on its other side.
+template <class T>
+static inline void transpose_square(V<T>* x) {
+    using I = typename Lanes<T>::I;
+    constexpr int lanes = Lanes<T>::count;
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) {
+        // Off-diagonal quarters of every square of 2 * half change places.
+        I upper = {}, lower = {};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < lanes; ++lane) {
+            upper[lane] = lane & half ? lanes + lane - half : lane;
+            lower[lane] = lane & half ? lanes + lane : lane + half;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+            if (i & half) continue;
+            const V<T> a = x[i], b = x[i + half];
+            x[i] = (V<T>)__builtin_shuffle(a, b, upper);
+            x[i + half] = (V<T>)__builtin_shuffle(a, b, lower);
+        }
+    }
+}
+
 }  // namespace cpgr::CPGR_ISA
