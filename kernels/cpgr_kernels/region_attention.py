@@ -23,7 +23,7 @@ def region_attention(
         gamma: 0 is the mass inside, 1 the density; between them, large boxes are held back less.
         size: (width, height) of the frame, in the units of the boxes.
         least_area: boxes count as at least this share of the frame, so that none is divided by almost nothing.
-        backend: "cpp", "reference", or None for the best that can run.
+        backend: "cpp", "triton", "reference", or None for the best that can run.
 
     Returns:
         [..., Q, R], float64 if either is, else float32. A cell counts by the share of it that the box covers; what lies
@@ -161,8 +161,20 @@ def _cpp_backward(grad, boxes, rows, columns, *settings):
     return found
 
 
-dispatch.register("region_attention", cpp=_cpp, reference=_reference)
-dispatch.register("region_attention_backward", cpp=_cpp_backward, reference=_reference_backward)
+def _triton(*arguments):
+    from .triton_kernels.region_attention import region_attention
+
+    return region_attention(*arguments)
+
+
+def _triton_backward(*arguments):
+    from .triton_kernels.region_attention import region_attention_backward
+
+    return region_attention_backward(*arguments)
+
+
+dispatch.register("region_attention", cpp=_cpp, triton=_triton, reference=_reference)
+dispatch.register("region_attention_backward", cpp=_cpp_backward, triton=_triton_backward, reference=_reference_backward)
 
 _SETTINGS = "int rows, int columns, float gamma, float width, float height, float least_area, str? backend=None"
 _backward_op = define(

@@ -5,6 +5,8 @@ import sys
 import pytest
 import torch
 
+from cpgr_kernels import native
+
 transformers = pytest.importorskip("transformers")
 
 from cpgr_kernels.integrations.transformers import AttentionMap, capture_maps, register
@@ -340,6 +342,26 @@ def test_autocast(make):
         assert (found.map - wanted.mean(1)).abs().max() <= allowed
     allowed = 2 * (outside[0] - exact[0]).abs().max()
     assert (ours[0] - exact[0]).abs().max() <= allowed
+
+
+def largest_allocation(run):
+    with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+        run()
+    return max(event.self_cpu_memory_usage for event in profile.events())
+
+
+@pytest.mark.skipif(native.why_no_cpp() is not None, reason="the reference makes the weights")
+def test_the_weights_are_not_made():
+    model, ids = bert(max_position_embeddings=256), tokens(2, 256)
+    weights = 2 * 4 * 256 * 256 * 4
+
+    def captured():
+        with capture_maps(model, rows=0):
+            model(ids)
+
+    assert largest_allocation(lambda: model(ids, output_attentions=True)) >= weights
+    model.set_attn_implementation("cpgr")
+    assert largest_allocation(captured) < weights / 4
 
 
 def test_captures_nest_and_end():

@@ -47,6 +47,14 @@ def load_tile(base, positions, inside, stride, width, BLOCK: tl.constexpr, EVEN:
 
 
 @triton.jit
+def chosen_rows(rows, places, inside, length):
+    """The rows at these places, int32, and which of them are rows at all."""
+    t = tl.load(rows + places, mask=inside, other=-1)
+    inside = inside & (t >= 0) & (t < length)
+    return tl.where(inside, t, 0).to(tl.int32), inside
+
+
+@triton.jit
 def hide(
     scores,
     t,

@@ -13,7 +13,7 @@ A line of the tiles is a query row: all T of them, or, where the map's gradient 
 import triton
 import triton.language as tl
 
-from ._attention import factor, hide, load_tile, product
+from ._attention import chosen_rows, factor, hide, load_tile, product
 
 
 @triton.jit
@@ -22,8 +22,7 @@ def _lines(i, rows, slots, b, lines, length, ROWS: tl.constexpr, SLOTS: tl.const
     ok = i < lines
     t = i
     if ROWS:
-        t = tl.load(rows + b * lines + i, mask=ok, other=-1).to(tl.int32)
-        ok = ok & (t >= 0) & (t < length)
+        t, ok = chosen_rows(rows, b * lines + i, ok, length)
     slot = i
     if SLOTS:
         slot = tl.load(slots + b * lines + i, mask=ok, other=-1)

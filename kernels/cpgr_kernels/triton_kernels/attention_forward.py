@@ -14,7 +14,7 @@ Bytes: K once, B H R S 16-bit numbers written and read (from L2, where they fit)
 import triton
 import triton.language as tl
 
-from ._attention import factor, hide, load_rows, load_tile, product
+from ._attention import chosen_rows, factor, hide, load_rows, load_tile, product
 
 
 @triton.jit
@@ -142,8 +142,7 @@ def forward_kernel(
     row_ok = i < chosen
     t = i
     if ROWS:
-        t = tl.load(rows + b * chosen + i, mask=row_ok, other=-1).to(tl.int32)
-        row_ok = row_ok & (t >= 0) & (t < length)
+        t, row_ok = chosen_rows(rows, b * chosen + i, row_ok, length)
     q_tile = load_tile(q + b * q_b + h * q_h, t, row_ok, q_t, width, BLOCK_D, EVEN_D)
     k_base = k + b * k_b + g * k_h
     v_base = v + b * v_b + g * v_h
@@ -245,8 +244,7 @@ def map_kernel(
     row_ok = r < chosen
     t = r
     if ROWS:
-        t = tl.load(rows + b * chosen + r, mask=row_ok, other=-1).to(tl.int32)
-        row_ok = row_ok & (t >= 0) & (t < length)
+        t, row_ok = chosen_rows(rows, b * chosen + r, row_ok, length)
     shared = heads // groups
     stacks = tl.cdiv(shared, STACK)
     steps = groups * stacks
@@ -347,8 +345,7 @@ def scores_kernel(
         ok = exists
         t = r
         if ROWS:
-            t = tl.load(rows + b * chosen + r, mask=ok, other=-1).to(tl.int32)
-            ok = ok & (t >= 0) & (t < length)
+            t, ok = chosen_rows(rows, b * chosen + r, ok, length)
         q_tile = load_rows(q + b * q_b + h * q_h + t.to(tl.int64) * q_t, ok, width, BLOCK_D, EVEN_D)
         scores = product(q_tile, tl.trans(k_tile), PRECISION, WIDEN)
         there = ok[:, None] & s_ok[None, :]
@@ -405,8 +402,7 @@ def sums_kernel(
     found = tl.where(blind, float("inf"), (largest + tl.log2(tl.where(blind, 1.0, total))) * 0.6931471805599453)
     t = r
     if ROWS:
-        t = tl.load(rows + of_head // heads * chosen + r, mask=ok, other=-1).to(tl.int32)
-        ok = ok & (t >= 0) & (t < length)
+        t, ok = chosen_rows(rows, of_head // heads * chosen + r, ok, length)
     tl.store(lse + of_head * length + t, found, mask=ok)
 
 
@@ -436,12 +432,13 @@ def mean_kernel(
     r = (place // tiles) % chosen
     b = (place // tiles // chosen).to(tl.int64)
     t = r + tl.zeros([BLOCK_H], tl.int32)
+    row_ok = t < length
     if ROWS:
-        t = tl.load(rows + b * chosen + t).to(tl.int32)
+        t, row_ok = chosen_rows(rows, b * chosen + t, t >= 0, length)
     sums = tl.zeros([BLOCK_S], tl.float32)
     for first in range(0, heads, BLOCK_H):
         h = first + tl.arange(0, BLOCK_H)
-        ok = (h < heads) & (t >= 0) & (t < length)
+        ok = (h < heads) & row_ok
         logs = tl.load(lse + (b * heads + h) * length + t, mask=ok, other=float("inf")) * 1.4426950408889634
         of_row = (b * heads + h) * chosen + r
         there = ok[:, None] & s_ok[None, :]
