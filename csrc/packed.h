@@ -19,10 +19,10 @@ namespace cpgr {
 constexpr int kTileRows = 8, kTileColumns = 64;
 
 // A mask's size, in pixels and in tiles.
-struct Grid {
+struct PackedGrid {
     int64_t height, width, rows, columns;
 
-    CPGR_ANYWHERE static Grid of(int64_t height, int64_t width) {
+    CPGR_ANYWHERE static PackedGrid of(int64_t height, int64_t width) {
         return {height, width, (height + kTileRows - 1) / kTileRows, (width + kTileColumns - 1) / kTileColumns};
     }
     CPGR_ANYWHERE int64_t words() const { return rows * columns * kTileRows; }

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kTilesPerThread = 1 << 16;
 
 // Boxes are kept within the grid whatever they say: they decide where memory is read.
-std::vector<Tiles> tiles_of(const PackedMasks& masks, Grid grid) {
+std::vector<Tiles> tiles_of(const PackedMasks& masks, PackedGrid grid) {
     const auto within = [](int64_t value, int64_t most) {
         return static_cast<int32_t>(std::min(std::max<int64_t>(value, 0), most));
     };
@@ -35,7 +35,7 @@ double iou_of(int64_t inter, int64_t area_a, int64_t area_b, bool crowd) {
 
 void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_t width, const uint8_t* crowd,
               double* out, int threads) {
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     const std::vector<Tiles> tiles_a = tiles_of(a, grid), tiles_b = tiles_of(b, grid);
     const auto kernel = CPGR_SIMD(intersect_masks);
     // Large blocks read the masks less often; several threads need several of them.
@@ -67,7 +67,7 @@ void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_
 
 void mask_iou_pairs(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_t width, const uint8_t* crowd,
                     double* out, int threads) {
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     const std::vector<Tiles> tiles_a = tiles_of(a, grid), tiles_b = tiles_of(b, grid);
     const auto kernel = CPGR_SIMD(intersect_pair);
     const int64_t grain = kTilesPerThread / std::max<int64_t>(grid.rows * grid.columns, 1) + 1;

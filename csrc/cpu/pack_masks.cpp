@@ -12,13 +12,13 @@ namespace {
 // Pixels that are worth a thread.
 constexpr int64_t kPixelsPerThread = 1 << 19;
 
-int64_t grain(Grid grid) { return kPixelsPerThread / std::max<int64_t>(grid.height * grid.width, 1) + 1; }
+int64_t grain(PackedGrid grid) { return kPixelsPerThread / std::max<int64_t>(grid.height * grid.width, 1) + 1; }
 
 }  // namespace
 
 void pack_masks(const uint8_t* masks, int64_t count, int64_t height, int64_t width, uint64_t* bits, int64_t* areas,
                 Extent* boxes, int threads) {
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     const auto pack = CPGR_SIMD(pack_mask);
     const auto measure = CPGR_SIMD(measure_mask);
     parallel_for(count, grain(grid), threads, [&](int64_t begin, int64_t end) {
@@ -32,7 +32,7 @@ void pack_masks(const uint8_t* masks, int64_t count, int64_t height, int64_t wid
 
 void pack_rle(const uint8_t* runs, const int64_t* starts, const uint8_t* numbers, int64_t count, int64_t height,
               int64_t width, uint64_t* bits, int64_t* areas, Extent* boxes, uint8_t* faults, int threads) {
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     const auto measure = CPGR_SIMD(measure_mask);
     // A pixel costs far less here, and a run far more, than a pixel of a dense mask.
     parallel_for(count, 8 * grain(grid), threads, [&](int64_t begin, int64_t end) {

@@ -27,7 +27,7 @@ void cover(T low, T high, int64_t cells, double size, T* share, int64_t& begin, 
 }
 
 template <class T>
-std::vector<Region<T>> regions_of(const T* boxes, int64_t count, const Grid& grid, std::vector<T>& shares) {
+std::vector<Region<T>> regions_of(const T* boxes, int64_t count, const CellGrid& grid, std::vector<T>& shares) {
     std::vector<Region<T>> regions(count);
     shares.resize(count * (grid.rows + grid.columns));
     for (int64_t r = 0; r < count; ++r) {
@@ -51,7 +51,7 @@ std::vector<Region<T>> regions_of(const T* boxes, int64_t count, const Grid& gri
 
 template <class T>
 void region_attention(const T* maps, int64_t map_step, const T* boxes, int64_t box_step, int64_t batch, int64_t queries,
-                      int64_t count, const Grid& grid, T* out, int threads) {
+                      int64_t count, const CellGrid& grid, T* out, int threads) {
     const auto kernel = CPGR_SIMD(mass_in_regions<T>);
     const int64_t cells = grid.rows * grid.columns;
     std::vector<T> shares;
@@ -70,7 +70,7 @@ void region_attention(const T* maps, int64_t map_step, const T* boxes, int64_t b
 
 template <class T>
 void region_attention_backward(const T* grad, const T* boxes, int64_t box_step, int64_t batch, int64_t queries,
-                               int64_t count, const Grid& grid, T* grad_maps, int threads) {
+                               int64_t count, const CellGrid& grid, T* grad_maps, int threads) {
     const auto kernel = CPGR_SIMD(spread_over_regions<T>);
     const int64_t cells = grid.rows * grid.columns;
     std::vector<T> shares;
@@ -88,9 +88,9 @@ void region_attention_backward(const T* grad, const T* boxes, int64_t box_step, 
 }
 
 #define CPGR_INSTANTIATE(T)                                                                                          \
-    template void region_attention<T>(const T*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t, const Grid&,  \
+    template void region_attention<T>(const T*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t, const CellGrid&,  \
                                       T*, int);                                                                      \
-    template void region_attention_backward<T>(const T*, const T*, int64_t, int64_t, int64_t, int64_t, const Grid&,  \
+    template void region_attention_backward<T>(const T*, const T*, int64_t, int64_t, int64_t, int64_t, const CellGrid&,  \
                                                T*, int);
 CPGR_INSTANTIATE(float)
 CPGR_INSTANTIATE(double)

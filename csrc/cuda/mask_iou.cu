@@ -126,7 +126,7 @@ void mask_iou(const PackedMasks& a, const PackedMasks& b, int64_t height, int64_
               double* out, Place place) {
     if (a.count == 0 || b.count == 0) return;
     const cudaStream_t stream = enter(place, "mask_iou");
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     const int64_t tiles = grid.rows * grid.columns;
     // Large squares read the masks less often, small ones keep all of the GPU busy (about 128 blocks).
     if (ceil_div(a.count, 32) * ceil_div(b.count, 32) >= 128) {
@@ -141,7 +141,7 @@ void mask_iou_pairs(const PackedMasks& a, const PackedMasks& b, int64_t height, 
                     double* out, Place place) {
     if (a.count == 0) return;
     const cudaStream_t stream = enter(place, "mask_iou");
-    const int64_t words = Grid::of(height, width).words();
+    const int64_t words = PackedGrid::of(height, width).words();
     iou_each<<<grid_size(a.count), kThreads, 0, stream>>>(a, b, words, crowd, out);
     check(cudaGetLastError(), "mask_iou");
 }

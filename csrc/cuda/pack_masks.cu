@@ -37,7 +37,7 @@ struct Measured {
 };
 
 __global__ void __launch_bounds__(kThreads)
-    pack(const uint8_t* __restrict__ masks, int64_t count, Grid grid, int alignment, uint64_t* __restrict__ bits,
+    pack(const uint8_t* __restrict__ masks, int64_t count, PackedGrid grid, int alignment, uint64_t* __restrict__ bits,
          int64_t* __restrict__ areas, Extent* __restrict__ boxes) {
     __shared__ Measured all;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, r = lane / kLanes, quarter = lane % kLanes;
@@ -98,7 +98,7 @@ void pack_masks(const uint8_t* masks, int64_t count, int64_t height, int64_t wid
     const cudaStream_t stream = enter(place, "pack_masks");
     const uintptr_t both = reinterpret_cast<uintptr_t>(masks) | static_cast<uintptr_t>(width);
     const int alignment = both % 16 == 0 ? 16 : both % 4 == 0 ? 4 : 1;
-    const Grid grid = Grid::of(height, width);
+    const PackedGrid grid = PackedGrid::of(height, width);
     pack<<<grid_size(count), kThreads, 0, stream>>>(masks, count, grid, alignment, bits, areas, boxes);
     check(cudaGetLastError(), "pack_masks");
 }

@@ -32,6 +32,8 @@ kernels, so they compile and export. Importing this package needs torch alone.
 """
 
 from . import reference
+from .anchor_contrast import anchor_contrast
+from .anchor_scores import anchor_scores
 from .attention import attention_map, attention_with_map
 from .box_iou import box_iou
 from .box_match import BoxMatch, box_match
@@ -39,6 +41,7 @@ from .dispatch import backends
 from .generalized_box_iou import generalized_box_iou
 from .mask_iou import mask_iou
 from .mask_overlap import MaskOverlap, mask_overlap
+from .maxsim import maxsim
 from .native import build_info
 from .nms import batched_nms, nms
 from .pack_masks import PackedMasks, pack_masks
@@ -49,6 +52,8 @@ __all__ = [
     "BoxMatch",
     "MaskOverlap",
     "PackedMasks",
+    "anchor_contrast",
+    "anchor_scores",
     "attention_map",
     "attention_with_map",
     "backends",
@@ -59,6 +64,7 @@ __all__ = [
     "generalized_box_iou",
     "mask_iou",
     "mask_overlap",
+    "maxsim",
     "nms",
     "pack_masks",
     "rasterize_polygons",

@@ -273,7 +273,7 @@ static inline typename Lanes<T>::Reg load_wide(const T* from) {
 }
 
 static inline FloatReg load_wide(const BF16* from) {
-    typedef uint16_t Half __attribute__((vector_size(CPGR_REGISTER_BYTES / 2)));
+    typedef uint16_t Half __attribute__((vector_size(kRegisterBytes / 2)));
     Half half;
     __builtin_memcpy(&half, from, sizeof(half));
     return (FloatReg)(__builtin_convertvector(half, Lanes<float>::IndexReg) << 16);

@@ -58,7 +58,7 @@ static inline uint64_t part_of_word(const uint8_t* bytes, int64_t count) {
 
 }  // namespace
 
-void pack_mask(const uint8_t* mask, Grid grid, uint64_t* bits) {
+void pack_mask(const uint8_t* mask, PackedGrid grid, uint64_t* bits) {
     const int64_t whole = grid.width / kTileColumns, rest = grid.width % kTileColumns;
     // Row by row, so that memory is read in order.
     for (int64_t y = 0; y < grid.height; ++y) {
@@ -72,7 +72,7 @@ void pack_mask(const uint8_t* mask, Grid grid, uint64_t* bits) {
             bits[(y / kTileRows * grid.columns + x) * kTileRows + y % kTileRows] = 0;
 }
 
-int64_t measure_mask(const uint64_t* bits, Grid grid, Extent* extent) {
+int64_t measure_mask(const uint64_t* bits, PackedGrid grid, Extent* extent) {
     *extent = {0, 0, 0, 0};
     if (grid.words() == 0) return 0;
     Counter counter;

@@ -4,7 +4,16 @@ float64 stays float64; every other type is computed in float32. One file a famil
 shapes, masks, ties, NaN and empty inputs.
 """
 
-from .anchors import anchor_contrast, anchor_scores, maxsim
+from .anchors import (
+    anchor_contrast,
+    anchor_contrast_backward,
+    anchor_contrast_terms,
+    anchor_scores,
+    anchor_scores_backward,
+    maxsim,
+    maxsim_backward,
+    maxsim_terms,
+)
 from .attention import attend, attention_backward, attention_map, attention_with_map, region_attention
 from .boxes import (
     BoxMatch,
@@ -25,7 +34,10 @@ from .precision import upcast
 __all__ = [
     "BoxMatch",
     "anchor_contrast",
+    "anchor_contrast_backward",
+    "anchor_contrast_terms",
     "anchor_scores",
+    "anchor_scores_backward",
     "attend",
     "attention_backward",
     "attention_map",
@@ -42,6 +54,8 @@ __all__ = [
     "mask_overlap",
     "mask_overlap_backward",
     "maxsim",
+    "maxsim_backward",
+    "maxsim_terms",
     "nms",
     "pack_masks",
     "packed_words",
