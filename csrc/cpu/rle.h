@@ -69,7 +69,7 @@ private:
 // The runs go down the columns and the bits along the rows, yet nothing is transposed: the bit is flipped where a run
 // begins or ends in a column, and every row is then XORed with the row above.
 template <class Runs>
-RleFault paint_runs(Runs runs, Grid grid, uint64_t* bits, uint64_t* carry) {
+RleFault paint_runs(Runs runs, PackedGrid grid, uint64_t* bits, uint64_t* carry) {
     for (int64_t k = 0; k < grid.words(); ++k) bits[k] = 0;
     const auto flip = [&](int64_t row, int64_t column) {
         const int64_t tile = row / kTileRows * grid.columns + column / kTileColumns;
