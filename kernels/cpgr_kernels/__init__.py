@@ -18,6 +18,6 @@ from . import reference
 from .box_iou import box_iou
 from .dispatch import backends
 from .native import build_info
-from .nms import batched_nms, nms
+from .nms import PaddedNms, batched_nms, nms, nms_padded
 
-__all__ = ["backends", "batched_nms", "box_iou", "build_info", "nms", "reference"]
+__all__ = ["PaddedNms", "backends", "batched_nms", "box_iou", "build_info", "nms", "nms_padded", "reference"]

@@ -6,10 +6,11 @@ shapes, masks, ties, NaN and empty inputs.
 
 from .anchors import anchor_contrast, anchor_scores, maxsim
 from .attention import attention_map, attention_with_map, region_attention
-from .boxes import batched_nms, box_area, box_iou, box_iou_backward, nms
+from .boxes import PaddedNms, batched_nms, box_area, box_iou, box_iou_backward, nms, nms_padded
 from .precision import upcast
 
 __all__ = [
+    "PaddedNms",
     "anchor_contrast",
     "anchor_scores",
     "attention_map",
@@ -20,6 +21,7 @@ __all__ = [
     "box_iou_backward",
     "maxsim",
     "nms",
+    "nms_padded",
     "region_attention",
     "upcast",
 ]
