@@ -177,14 +177,10 @@ def _batched_nms_fake(boxes, scores, idxs, iou_threshold, backend=None):
 
 
 def _cpp(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return _run_cpp(boxes, scores, 0, iou_threshold)
+    return _cpp_batched(boxes, scores, None, iou_threshold)
 
 
-def _cpp_batched(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    return _run_cpp(boxes, scores, idxs.data_ptr(), iou_threshold)
-
-
-def _run_cpp(boxes: Tensor, scores: Tensor, idxs: int, iou_threshold: float) -> Tensor:
+def _cpp_batched(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
     module = native.cpu()[0]
     count = boxes.shape[0]
     keep = torch.empty(count, dtype=torch.int64)
@@ -193,7 +189,7 @@ def _run_cpp(boxes: Tensor, scores: Tensor, idxs: int, iou_threshold: float) -> 
         scores.dtype is torch.float64,
         boxes.data_ptr(),
         scores.data_ptr(),
-        idxs,
+        0 if idxs is None else idxs.data_ptr(),
         count,
         iou_threshold,
         keep.data_ptr(),
@@ -229,38 +225,62 @@ def _cpp_padded(boxes, scores, iou_threshold, max_output, idxs, counts, score_th
 
 
 def _cuda(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return _run_cuda(boxes, scores, 0, iou_threshold)
+    return _cuda_batched(boxes, scores, None, iou_threshold)
 
 
-def _cuda_batched(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    return _run_cuda(boxes, scores, idxs.data_ptr(), iou_threshold)
+def _cuda_batched(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    idxs = idxs if idxs is None else idxs[None]
+    keep, kept = _cuda_padded(boxes[None], scores[None], iou_threshold, len(boxes), idxs, None, None)
+    return keep[0].narrow(0, 0, int(kept))  # the number is waited for: it is the size of the result
 
 
-def _run_cuda(boxes: Tensor, scores: Tensor, idxs: int, iou_threshold: float) -> Tensor:
-    module = native.cuda()[0]
-    count = boxes.shape[0]
+def _cuda_padded(boxes, *args):
     with torch.cuda.device(boxes.device):
-        order = scores.sort(stable=True, descending=True).indices
-        scratch = boxes.new_empty(module.nms_words(count), dtype=torch.int64)
-        keep, kept = torch.empty_like(order), order.new_empty(1)
-        module.nms(
-            boxes.dtype is torch.float64,
-            boxes.data_ptr(),
-            order.data_ptr(),
-            idxs,
-            count,
-            iou_threshold,
-            scratch.data_ptr(),
-            keep.data_ptr(),
-            kept.data_ptr(),
-            *native.launch_place(boxes),
-        )
-        return keep.narrow(0, 0, int(kept))
+        return _launch_padded(native.cuda()[0], native.launch_place(boxes), boxes, *args)
+
+
+# Scratch that images share: a bit for every pair of boxes of those that are worked on at once.
+_SCRATCH_WORDS = 1 << 25
+
+
+def _launch_padded(module, place, boxes, scores, iou_threshold, max_output, idxs, counts, score_threshold):
+    batch, count = scores.shape
+    indices = boxes.new_empty((batch, max_output), dtype=torch.int64)
+    kept = boxes.new_empty(batch, dtype=torch.int64)
+    images = _address(idxs), batch, count, iou_threshold, max_output, indices.data_ptr(), kept.data_ptr()
+    if count <= module.nms_small_boxes and boxes.dtype is torch.float32 and scores.dtype is torch.float32:
+        some = score_threshold is not None
+        inputs = scores.data_ptr(), _address(counts), some, score_threshold if some else 0.0
+        module.nms_small(boxes.data_ptr(), *images, *inputs, *place)
+        return indices, kept
+
+    order, real = _order(scores, counts, score_threshold)
+    words = module.nms_words(count)
+    at_once = max(1, min(batch, _SCRATCH_WORDS // max(words, 1)))
+    scratch = boxes.new_empty(at_once * words, dtype=torch.int64)
+    inputs = order.data_ptr(), _address(real), scratch.data_ptr(), at_once
+    module.nms_large(boxes.dtype is torch.float64, boxes.data_ptr(), *images, *inputs, *place)
+    return indices, kept
+
+
+def _order(scores: Tensor, counts: Tensor | None, score_threshold: float | None) -> tuple[Tensor, Tensor | None]:
+    """The order of each image's boxes, those that take part first, and how many these are (None: all)."""
+    real = None
+    if counts is not None:
+        real = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
+    if score_threshold is not None:
+        above = scores > score_threshold
+        real = above if real is None else real & above
+    if real is not None:
+        # Not before a real box of score -inf: that is one of smaller index, or it is not above any threshold.
+        scores = scores.masked_fill(~real, -torch.inf)
+        real = real.sum(1)
+    return scores.sort(dim=1, stable=True, descending=True).indices, real
 
 
 dispatch.register("nms", cpp=_cpp, cuda=_cuda, reference=reference.nms)
 dispatch.register("batched_nms", cpp=_cpp_batched, cuda=_cuda_batched, reference=reference.batched_nms)
-dispatch.register("nms_padded", cpp=_cpp_padded, reference=reference.nms_padded)
+dispatch.register("nms_padded", cpp=_cpp_padded, cuda=_cuda_padded, reference=reference.nms_padded)
 
 _nms_op = define("nms(Tensor boxes, Tensor scores, float iou_threshold, str? backend=None) -> Tensor", _nms, _nms_fake)
 _batched_nms_op = define(
