@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
 #include "../score_key.h"
 
@@ -83,16 +82,6 @@ void stable_sort(Keyed<Key>* items, Keyed<Key>* spare, int64_t count) {
         stable_sort<9>(items, spare, count);
     else
         stable_sort<11>(items, spare, count);
-}
-
-// The indices of keys in that order; `key_of(i)` is the key of index i.
-template <class KeyOf>
-auto stable_argsort(int64_t count, const KeyOf& key_of) {
-    using Item = Keyed<decltype(key_of(int64_t{0}))>;
-    std::unique_ptr<Item[]> items(new Item[2 * count]);
-    for (int64_t i = 0; i < count; ++i) items[i] = {key_of(i), static_cast<int32_t>(i)};
-    stable_sort(items.get(), items.get() + count, count);
-    return items;
 }
 
 }  // namespace cpgr

@@ -17,6 +17,20 @@ void bind_nms(pybind11::module_& m) {
             });
         });
     }, NoGil());
+    // `counts` 0: all boxes are real.
+    m.def("nms_padded", [](bool wide_boxes, bool wide_scores, Address boxes, Address scores, Address idxs,
+                           Address counts, int64_t batch, int64_t count, double iou_threshold, bool has_least,
+                           double score_threshold, int64_t most, Address indices, Address kept, int threads) {
+        with_type(wide_boxes, [&](auto zero) {
+            using T = decltype(zero);
+            with_type(wide_scores, [&](auto score) {
+                using S = decltype(score);
+                nms_padded<T, S>(at<T>(boxes), at<S>(scores), at<int64_t>(idxs), at<int64_t>(counts), batch, count,
+                                 iou_threshold, has_least ? &score_threshold : nullptr, most, at<int64_t>(indices),
+                                 at<int64_t>(kept), threads);
+            });
+        });
+    }, NoGil());
 }
 
 }  // namespace cpgr::cpu_bindings

@@ -172,3 +172,45 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         stays[members[nms(boxes[members], scores[members], iou_threshold)]] = True
     order = scores.sort(stable=True, descending=True).indices
     return order[stays[order]]
+
+
+class PaddedNms(NamedTuple):
+    """What `nms_padded` returns."""
+
+    indices: Tensor
+    counts: Tensor
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    max_output: int,
+    idxs: Tensor | None = None,
+    counts: Tensor | None = None,
+    score_threshold: float | None = None,
+) -> PaddedNms:
+    """`nms` of every image of boxes [B, N, 4] and scores [B, N], or `batched_nms` by idxs [B, N], in a fixed size.
+
+    Of image b the first counts[b] boxes take part (None: all; held between 0 and N), and of these the ones with
+    scores > score_threshold (None: all; a NaN score is not above). Returns the first max_output indices into the
+    image's N that stay, then -1: [B, max_output], and how many they are: [B], both int64.
+    """
+    batch, count = scores.shape
+    indices = torch.full((batch, max_output), -1, dtype=torch.int64, device=boxes.device)
+    kept = torch.zeros(batch, dtype=torch.int64, device=boxes.device)
+    for b in range(batch):
+        real = torch.ones(count, dtype=torch.bool, device=boxes.device)
+        if counts is not None:
+            real = torch.arange(count, device=boxes.device) < counts[b]
+        if score_threshold is not None:
+            real = real & (upcast(scores[b]) > score_threshold)
+        members = real.nonzero().squeeze(1)
+        if idxs is None:
+            keep = nms(boxes[b][members], scores[b][members], iou_threshold)
+        else:
+            keep = batched_nms(boxes[b][members], scores[b][members], idxs[b][members], iou_threshold)
+        keep = members[keep[:max_output]]
+        indices[b, : len(keep)] = keep
+        kept[b] = len(keep)
+    return PaddedNms(indices, kept)
