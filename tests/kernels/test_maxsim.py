@@ -24,7 +24,9 @@ def with_gradients(scores, *features):
     return scores, *torch.autograd.grad(scores, features, grad.to(scores.dtype))
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (3, 5, 4, 7, 16), (5, 13, 70, 64, 33), (40, 32, 3, 300, 24)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1, 1), (3, 5, 4, 7, 16), (5, 13, 70, 64, 33), (40, 32, 3, 300, 24)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("masked", [False, True])
 def test_sizes(isa, size, dtype, masked):
@@ -115,7 +117,9 @@ def test_memory_layouts_and_threads():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
-    strided = maxsim(queries.mT.contiguous().mT, documents.mT.contiguous().mT, *(each.t().contiguous().t() for each in masks))
+    strided = maxsim(
+        queries.mT.contiguous().mT, documents.mT.contiguous().mT, *(each.t().contiguous().t() for each in masks)
+    )
     assert torch.equal(strided, expected[0])
 
 
