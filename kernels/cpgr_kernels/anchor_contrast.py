@@ -167,9 +167,7 @@ def _check_backward(grad_losses, anchors, queries, positive, image_ids, lse, val
         )
 
 
-def _backward_fake(
-    grad_losses, anchors, queries, positive, image_ids, lse, values, indices, scale, backend=None
-):
+def _backward_fake(grad_losses, anchors, queries, positive, image_ids, lse, values, indices, scale, backend=None):
     _check_backward(grad_losses, anchors, queries, positive, image_ids, lse, values, indices)
     return anchors.new_empty(anchors.shape), queries.new_empty(queries.shape)
 
@@ -275,16 +273,12 @@ def _gradient(ctx, grad, *_):
     anchors, queries, positive, image_ids, lse, values, indices = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is wanted: through the reference
         images = torch.arange(len(anchors), device=anchors.device) if positive is None else positive.long()
-        terms = reference.anchor_contrast_terms(
-            anchors, queries, images, image_ids, indices.shape[-1], ctx.scale
-        )
+        terms = reference.anchor_contrast_terms(anchors, queries, images, image_ids, indices.shape[-1], ctx.scale)
         wanted = [each for each in (anchors, queries) if each.requires_grad]
         found = iter(torch.autograd.grad(terms[0], wanted, grad.to(terms[0].dtype), create_graph=True))
         grads = [next(found) if each.requires_grad else None for each in (anchors, queries)]
     else:
-        grads = _backward_op(
-            grad, anchors, queries, positive, image_ids, lse, values, indices, ctx.scale, ctx.backend
-        )
+        grads = _backward_op(grad, anchors, queries, positive, image_ids, lse, values, indices, ctx.scale, ctx.backend)
     return *grads, *nothing
 
 

@@ -165,9 +165,7 @@ def _triton_backward(*args):
 
 
 dispatch.register("maxsim", cpp=_cpp, triton=_triton, reference=reference.maxsim_terms)
-dispatch.register(
-    "maxsim_backward", cpp=_cpp_backward, triton=_triton_backward, reference=reference.maxsim_backward
-)
+dispatch.register("maxsim_backward", cpp=_cpp_backward, triton=_triton_backward, reference=reference.maxsim_backward)
 
 _backward_op = define(
     "maxsim_backward(Tensor grad, Tensor queries, Tensor documents, Tensor indices, str? backend=None)"

@@ -32,7 +32,9 @@ def make(images, count, width, queries, dtype=torch.float64, seed=0):
 def best(scores, k):
     """The definition in plain Python: descending, NaN first, equal scores in the order of their anchors."""
     rows = scores.flatten(0, 1).tolist()
-    order = [sorted(range(len(row)), key=lambda n: (row[n] == row[n], -row[n] if row[n] == row[n] else 0)) for row in rows]
+    order = [
+        sorted(range(len(row)), key=lambda n: (row[n] == row[n], -row[n] if row[n] == row[n] else 0)) for row in rows
+    ]
     indices = torch.tensor([each[:k] for each in order]).reshape(*scores.shape[:2], k)
     return scores.gather(-1, indices), indices
 

@@ -93,9 +93,7 @@ def unpatch() -> None:
 def contrast(vis_emb: Tensor, lan_emb: Tensor, *, backend: str | None = None) -> Tensor:
     """RefCLIP's loss of vis_emb [B, N, D] and lan_emb [B, 1, D]."""
     if lan_emb.dim() != 3 or lan_emb.shape[1] != 1:
-        raise ValueError(
-            f"getContrast: lan_emb must be [B, 1, D], one expression an image, got {list(lan_emb.shape)}"
-        )
+        raise ValueError(f"getContrast: lan_emb must be [B, 1, D], one expression an image, got {list(lan_emb.shape)}")
     return anchor_contrast(vis_emb, lan_emb.squeeze(1), backend=backend)
 
 

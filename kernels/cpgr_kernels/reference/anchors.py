@@ -21,9 +21,7 @@ def anchor_scores(anchors: Tensor, queries: Tensor, k: int = 1) -> tuple[Tensor,
     return values, indices
 
 
-def anchor_scores_backward(
-    grad: Tensor, anchors: Tensor, queries: Tensor, indices: Tensor
-) -> tuple[Tensor, Tensor]:
+def anchor_scores_backward(grad: Tensor, anchors: Tensor, queries: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of anchors and queries from those of the scores [Q, B, k]. Differentiable itself."""
     anchors, queries = upcast(anchors), upcast(queries)
     dense = grad.new_zeros(*grad.shape[:2], anchors.shape[1]).scatter_add(-1, indices.long(), grad)
@@ -137,9 +135,7 @@ def maxsim_terms(
     return best.masked_fill(nothing, 0).sum(-1), indices.masked_fill(nothing, -1).int()
 
 
-def maxsim_backward(
-    grad: Tensor, queries: Tensor, documents: Tensor, indices: Tensor
-) -> tuple[Tensor, Tensor]:
+def maxsim_backward(grad: Tensor, queries: Tensor, documents: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of queries and documents from those of the scores [Q, B]. Differentiable itself."""
     queries, documents = upcast(queries), upcast(documents)
     tokens = indices.clamp(min=0).long().unsqueeze(-1)
