@@ -87,7 +87,7 @@ def _check(op, q, k, v, rows, key_padding_mask, attn_mask, is_causal) -> None:
     (batch, heads, length, width), (_, groups, keys, _) = q.shape, k.shape
     if width < 1:
         raise ValueError(f"{op}: heads must be at least 1 wide, got {shapes}")
-    if groups != heads and (groups < 1 or heads % groups):
+    if groups < 1 or heads < 1 or heads % groups:
         raise ValueError(f"{op}: the heads of q must be a multiple of those of k, got {shapes}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (not x.is_floating_point() or x.dtype is not q.dtype):
@@ -114,7 +114,12 @@ def _check_attn_mask(op: str, mask: Tensor, shape: tuple) -> None:
         raise ValueError(f"{op}: attn_mask must broadcast to {list(shape)}, got {list(mask.shape)}")
     if mask.dtype is not torch.bool and not mask.is_floating_point():
         raise TypeError(f"{op}: attn_mask must be bool or of a floating-point type, got {mask.dtype}")
-    if mask.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        _check_mask_needs_no_gradient(op, mask)
+
+
+def _check_mask_needs_no_gradient(op: str, mask: Tensor | None) -> None:
+    if mask is not None and mask.requires_grad:
         raise ValueError(f"{op}: attn_mask gets no gradient; detach it, or use torch's own attention where it must")
 
 
@@ -204,6 +209,7 @@ def _backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, att
     if not (q.numel() and k.numel() and (v is None or v.numel())) or (grad_out is None and grad_map is None):
         run = _reference_backward
     if grad_out is not None:
+        grad_out = grad_out.to(q.dtype)
         grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     if grad_map is not None:
         grad_map = grad_map.to(dtype).contiguous()
@@ -265,6 +271,7 @@ _backward_op = define(
 
 def _remember(ctx, q, k, v, masks, out, lse):
     rows, key_padding_mask, attn_mask, *ctx.settings = masks
+    _check_mask_needs_no_gradient(OP, attn_mask)  # the kernel runs with gradients switched off
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(q, k, v, out, lse, rows, key_padding_mask, attn_mask)
