@@ -16,13 +16,13 @@ constexpr int64_t kEnoughWork = 16;
 
 }  // namespace
 
-template <class T>
-void attention_forward(const AttentionInput<T>& in, const AttentionOutput<T>& to, int threads) {
-    const auto attend_tile = CPGR_SIMD(attend<T>);
-    const auto attend_rows = CPGR_SIMD(attend_few<T>);
+template <class T, class S>
+void attention_forward(const AttentionInput<T, S>& in, const AttentionOutput<T>& to, int threads) {
+    const auto attend_tile = CPGR_SIMD(attend<T, S>);
+    const auto attend_rows = CPGR_SIMD(attend_few<T, S>);
     const bool few = !in.v && in.row_count <= kFewRows;
     const int64_t lines = in.v ? in.queries : in.row_count, tile = few ? lines : CPGR_SIMD(attention_tile<T>)();
-    const int64_t tiles = (lines + tile - 1) / tile, scratch = CPGR_SIMD(attention_scratch<T>)(in);
+    const int64_t tiles = (lines + tile - 1) / tile, scratch = CPGR_SIMD(attention_scratch<T, S>)(in);
     const int64_t parts = std::clamp<int64_t>(kEnoughWork / (in.batch * tiles), 1, in.heads);
 
     const int64_t size = in.batch * in.row_count * in.keys;
@@ -43,7 +43,10 @@ void attention_forward(const AttentionInput<T>& in, const AttentionOutput<T>& to
         for (int64_t i = 0; i < size; ++i) to.map[i] += other_maps[(part - 1) * size + i];
 }
 
-template void attention_forward<float>(const AttentionInput<float>&, const AttentionOutput<float>&, int);
-template void attention_forward<double>(const AttentionInput<double>&, const AttentionOutput<double>&, int);
+#define CPGR_INSTANTIATE(T, S) \
+    template void attention_forward<T, S>(const AttentionInput<T, S>&, const AttentionOutput<T>&, int);
+CPGR_INSTANTIATE(float, float)
+CPGR_INSTANTIATE(float, Bfloat16)
+CPGR_INSTANTIATE(double, double)
 
 }  // namespace cpgr

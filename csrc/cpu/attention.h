@@ -8,10 +8,16 @@ namespace cpgr {
 
 enum class Mask : int { none, boolean, number };
 
-// What is read. T is float or double.
-template <class T>
+// The upper half of a float.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+// What is read. T, float or double, is the type of sums and of all that is written; S that of q, k and v: T, or Bfloat16
+// with float.
+template <class T, class S>
 struct AttentionInput {
-    const T *q, *k, *v;                             // [B, H, T, D], [B, G, S, D], [B, G, S, E]; v may be null
+    const S *q, *k, *v;                             // [B, H, T, D], [B, G, S, D], [B, G, S, E]; v may be null
     int64_t q_stride[3], k_stride[3], v_stride[3];  // batch, head, row
     int64_t batch, heads, groups, queries, keys, width, value_width;
     const int64_t* rows;  // [B, row_count], in 0..T-1, or null: all T
@@ -32,18 +38,19 @@ struct AttentionOutput {
     T* lse;  // [B, H, T]; without v the chosen rows' alone
 };
 
-template <class T>
-void attention_forward(const AttentionInput<T>& in, const AttentionOutput<T>& to, int threads);
+template <class T, class S>
+void attention_forward(const AttentionInput<T, S>& in, const AttentionOutput<T>& to, int threads);
 
-template <class T>
+template <class T, class S>
 struct AttentionGradients {
-    const T *grad_out, *grad_map;  // [B, H, T, E] and [B, row_count, S]; either may be null
+    const S* grad_out;  // [B, H, T, E]; may be null
+    const T* grad_map;  // [B, row_count, S]; may be null
     int64_t grad_out_stride[3];
     T *grad_q, *grad_k, *grad_v;   // grad_v is null where v is
     int64_t grad_q_stride[3], grad_k_stride[3], grad_v_stride[3];
 };
 
-template <class T>
-void attention_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to, int threads);
+template <class T, class S>
+void attention_backward(const AttentionInput<T, S>& in, const AttentionGradients<T, S>& to, int threads);
 
 }  // namespace cpgr

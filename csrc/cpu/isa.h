@@ -26,13 +26,13 @@ void use_isa(const std::string& name);
     namespace avx2 { __VA_ARGS__ }    \
     namespace avx512 { __VA_ARGS__ }  \
     namespace avx512bf16 { __VA_ARGS__ }
-// The function of the current level.
-#define CPGR_SIMD(function)                                                  \
-    (::cpgr::current_isa() == ::cpgr::Isa::avx512bf16 ? avx512bf16::function \
-     : ::cpgr::current_isa() == ::cpgr::Isa::avx512   ? avx512::function     \
-     : ::cpgr::current_isa() == ::cpgr::Isa::avx2     ? avx2::function       \
-                                                      : generic::function)
+// The function of the current level; its template arguments may hold commas.
+#define CPGR_SIMD(...)                                                          \
+    (::cpgr::current_isa() == ::cpgr::Isa::avx512bf16 ? avx512bf16::__VA_ARGS__ \
+     : ::cpgr::current_isa() == ::cpgr::Isa::avx512   ? avx512::__VA_ARGS__     \
+     : ::cpgr::current_isa() == ::cpgr::Isa::avx2     ? avx2::__VA_ARGS__       \
+                                                      : generic::__VA_ARGS__)
 #else
 #define CPGR_DECLARE_SIMD(...) namespace generic { __VA_ARGS__ }
-#define CPGR_SIMD(function) (generic::function)
+#define CPGR_SIMD(...) (generic::__VA_ARGS__)
 #endif

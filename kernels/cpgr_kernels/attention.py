@@ -143,10 +143,10 @@ def compute_type(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype is torch.float64 else torch.float32
 
 
-def empty_output(q: Tensor, v: Tensor) -> Tensor:
+def empty_output(q: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """[B, H, T, E] laid out [B, T, H, E], so that a model's transpose(1, 2) of it is contiguous."""
     batch, heads, length, _ = q.shape
-    return v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
+    return v.new_empty(batch, length, heads, v.shape[3], dtype=dtype).transpose(1, 2)
 
 
 def _laid_out_as(wanted: Tensor, found: Tensor) -> Tensor:

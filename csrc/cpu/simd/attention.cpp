@@ -11,8 +11,8 @@ int64_t attention_tile() {
     return 4 * Lanes<T>::count;
 }
 
-template <class T>
-int64_t attention_scratch(const AttentionInput<T>& in) {
+template <class T, class S>
+int64_t attention_scratch(const AttentionInput<T, S>& in) {
     const int64_t whole = blocks<T>(in.keys) * kBlock, registers = attention_tile<T>();
     // Packed queries, output, weights, their sum over heads, masks; maxima and sight by block; a block of keys or values.
     return (in.width + in.value_width + 3 * whole + 2 * blocks<T>(in.keys) + 64) * registers +
@@ -61,8 +61,8 @@ struct Softmax {
     }
 };
 
-template <class T, int registers>
-void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b, int64_t first, int64_t count,
+template <class T, int registers, class S>
+void attend_tile(const AttentionInput<T, S>& in, const AttentionOutput<T>& to, int64_t b, int64_t first, int64_t count,
                  int64_t head, int64_t head_end, T* map, T* scratch) {
     constexpr int lanes = Lanes<T>::count, row = registers * lanes;
     const int64_t* rows = in.rows ? in.rows + b * in.row_count : nullptr;
@@ -88,8 +88,8 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
                 sight[part] = pack_bias(in, b, h, queries, count, begin, end, bias + begin * row, row);
             }
         const int64_t group = h / (in.heads / in.groups);
-        const T* k = in.k + b * in.k_stride[0] + group * in.k_stride[1];
-        const T* v = in.v ? in.v + b * in.v_stride[0] + group * in.v_stride[1] : nullptr;
+        const S* k = in.k + b * in.k_stride[0] + group * in.k_stride[1];
+        const S* v = in.v ? in.v + b * in.v_stride[0] + group * in.v_stride[1] : nullptr;
         pack<T, registers>(in.q + b * in.q_stride[0] + h * in.q_stride[1], in.q_stride[2], queries, count, in.width,
                            in.scale * T(kLog2E), packed);
         for (int64_t i = 0; i < in.value_width * row; ++i) sums[i] = T(0);
@@ -99,15 +99,10 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
             if (sight[part] == hidden) continue;
             const int64_t begin = part * kBlock, number = begin + kBlock < in.keys ? kBlock : in.keys - begin;
             T* block = weights + (mapped ? begin * row : 0);
-            const T *keys = k + begin * k_row, *values = v ? v + begin * v_row : nullptr;
-            if (crowded<T>(k_row)) {
-                const Ahead<T> ahead[2] = {{keys + number * k_row, k_row}, {values, v_row}};
-                copy_rows(keys, k_row, number, in.width, copied, in.width);
-                scores_of<T, registers>(number, in.width, copied, in.width, packed, block, ahead);
-            } else {
-                const Ahead<T> ahead[2] = {{keys + kRows * k_row, k_row}, {values, v_row}};
-                scores_of<T, registers>(number, in.width, keys, k_row, packed, block, ahead);
-            }
+            const S *keys = k + begin * k_row, *values = v ? v + begin * v_row : nullptr;
+            const Rows<T> near_keys = readable<T>(keys, k_row, number, in.width, copied);
+            const Ahead<S> ahead[2] = {{keys + (near_keys.at == copied ? number : kRows) * k_row, k_row}, {values, v_row}};
+            scores_of<T, registers>(number, in.width, near_keys.at, near_keys.row, packed, block, ahead);
             V<T> rescale[registers];
             softmax.add(block, number, sight[part] == open ? nullptr : bias + begin * row, rescale);
             for (int r = 0; r < registers; ++r) store<T>(maxima + part * row + r * lanes, softmax.most[r]);
@@ -117,10 +112,9 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
                     T* place = sums + e * row + r * lanes;
                     store<T>(place, load(place) * rescale[r]);
                 }
-            const bool copy = crowded<T>(v_row);
-            if (copy) copy_rows(values, v_row, number, in.value_width, copied, in.value_width);
-            product<T, registers>(in.value_width, number, copy ? copied : values, 1, copy ? in.value_width : v_row,
-                                  block, row, sums, row, true);
+            const Rows<T> near_values = readable<T>(values, v_row, number, in.value_width, copied);
+            product<T, registers>(in.value_width, number, near_values.at, 1, near_values.row, block, row, sums, row,
+                                  true);
         }
 
         T most[row], sum[row], inverse[row];
@@ -170,16 +164,16 @@ void attend_tile(const AttentionInput<T>& in, const AttentionOutput<T>& to, int6
 
 }  // namespace
 
-template <class T>
-void attend(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b, int64_t first, int64_t count,
+template <class T, class S>
+void attend(const AttentionInput<T, S>& in, const AttentionOutput<T>& to, int64_t b, int64_t first, int64_t count,
             int64_t head, int64_t head_end, T* map, T* scratch) {
     constexpr int lanes = Lanes<T>::count;
-    const auto run = count > 2 * lanes ? attend_tile<T, 4> : count > lanes ? attend_tile<T, 2> : attend_tile<T, 1>;
+    const auto run = count > 2 * lanes ? attend_tile<T, 4, S> : count > lanes ? attend_tile<T, 2, S> : attend_tile<T, 1, S>;
     run(in, to, b, first, count, head, head_end, map, scratch);
 }
 
-template <class T>
-void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64_t b, int64_t head, int64_t head_end,
+template <class T, class S>
+void attend_few(const AttentionInput<T, S>& in, const AttentionOutput<T>& to, int64_t b, int64_t head, int64_t head_end,
                 T* map, T* scratch) {
     constexpr int lanes = Lanes<T>::count;
     const int64_t parts = blocks<T>(in.keys), whole = parts * kBlock, full = in.width / lanes, rest = in.width % lanes;
@@ -188,14 +182,14 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
     for (int64_t i = 0; i < in.row_count * in.keys; ++i) map[i] = T(0);
 
     for (int64_t h = head; h < head_end; ++h) {
-        const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
-        const T* k = in.k + b * in.k_stride[0] + h / (in.heads / in.groups) * in.k_stride[1];
+        const S* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
+        const S* k = in.k + b * in.k_stride[0] + h / (in.heads / in.groups) * in.k_stride[1];
         const int64_t padded = (full + (rest != 0)) * lanes;
         int64_t rows[kFewRows];
         for (int64_t i = 0; i < in.row_count; ++i) {
             rows[i] = in.rows ? in.rows[b * in.row_count + i] : i;
             for (int64_t d = 0; d < padded; ++d)
-                query[i * padded + d] = d < in.width ? q[rows[i] * in.q_stride[2] + d] * in.scale * T(kLog2E) : T(0);
+                query[i * padded + d] = d < in.width ? number(q[rows[i] * in.q_stride[2] + d]) * in.scale * T(kLog2E) : T(0);
         }
         // As many keys at a time as there are lanes: all rows read them while they are in the cache.
         for (int64_t s = 0; s < in.keys; s += lanes) {
@@ -203,8 +197,9 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
             for (int64_t i = 0; i < in.row_count; ++i) {
                 V<T> dots[lanes] = {};
                 for (int64_t j = 0; j < number; ++j) {
-                    const T *key = k + (s + j) * in.k_stride[2], *own_query = query + i * padded;
-                    for (int64_t d = 0; i == 0 && d < in.width; d += 64 / sizeof(T))
+                    const S* key = k + (s + j) * in.k_stride[2];
+                    const T* own_query = query + i * padded;
+                    for (int64_t d = 0; i == 0 && d < in.width; d += 64 / sizeof(S))
                         __builtin_prefetch(key + lanes * in.k_stride[2] + d);
                     V<T> sum = {};
                     for (int64_t c = 0; c < full; ++c) sum = fma(load(key + c * lanes), load(own_query + c * lanes), sum);
@@ -248,13 +243,16 @@ void attend_few(const AttentionInput<T>& in, const AttentionOutput<T>& to, int64
     }
 }
 
-#define CPGR_INSTANTIATE(T)                                                                                            \
-    template int64_t attention_tile<T>();                                                                              \
-    template int64_t attention_scratch<T>(const AttentionInput<T>&);                                                   \
-    template void attend<T>(const AttentionInput<T>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t, int64_t,   \
-                            int64_t, T*, T*);                                                                          \
-    template void attend_few<T>(const AttentionInput<T>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t, T*, T*);
-CPGR_INSTANTIATE(float)
-CPGR_INSTANTIATE(double)
+#define CPGR_INSTANTIATE(T, S)                                                                                        \
+    template int64_t attention_scratch<T, S>(const AttentionInput<T, S>&);                                            \
+    template void attend<T, S>(const AttentionInput<T, S>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t,     \
+                               int64_t, int64_t, T*, T*);                                                             \
+    template void attend_few<T, S>(const AttentionInput<T, S>&, const AttentionOutput<T>&, int64_t, int64_t, int64_t, \
+                                   T*, T*);
+CPGR_INSTANTIATE(float, float)
+CPGR_INSTANTIATE(float, Bfloat16)
+CPGR_INSTANTIATE(double, double)
+template int64_t attention_tile<float>();
+template int64_t attention_tile<double>();
 
 }  // namespace cpgr::CPGR_ISA

@@ -15,11 +15,11 @@ int64_t padded(int64_t width) {
 }
 
 // to[line][0..width) = from[queries[line]][0..width), padded with 0 to whole registers.
-template <class T>
-void gather(const T* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t width, T* to) {
+template <class T, class S>
+void gather(const S* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t width, T* to) {
     for (int64_t line = 0; line < count; ++line) {
         T* row = to + line * padded<T>(width);
-        for (int64_t i = 0; i < width; ++i) row[i] = from[queries[line] * from_row + i];
+        for (int64_t i = 0; i < width; ++i) row[i] = number(from[queries[line] * from_row + i]);
         for (int64_t i = width; i < padded<T>(width); ++i) row[i] = T(0);
     }
 }
@@ -42,8 +42,8 @@ struct Head {
 };
 
 // The gradient of the map at a tile, a head's share, [key][lane]; false if there is none and nothing was written.
-template <class T, int registers>
-bool map_gradient(const AttentionInput<T>& in, const AttentionGradients<T>& to, int64_t b, int64_t first, int64_t count,
+template <class T, int registers, class S>
+bool map_gradient(const AttentionInput<T, S>& in, const AttentionGradients<T, S>& to, int64_t b, int64_t first, int64_t count,
                   T* grads) {
     if (!to.grad_map) return false;
     constexpr int row = registers * Lanes<T>::count;
@@ -67,8 +67,8 @@ bool map_gradient(const AttentionInput<T>& in, const AttentionGradients<T>& to, 
 }
 
 // One tile of queries of head h: adds to the sums of its key head, writes its queries' gradient.
-template <class T, int registers>
-void tile_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to, int64_t b, int64_t h, int64_t first,
+template <class T, int registers, class S>
+void tile_backward(const AttentionInput<T, S>& in, const AttentionGradients<T, S>& to, int64_t b, int64_t h, int64_t first,
                    int64_t count, const Head<T>& own, T* scratch) {
     constexpr int lanes = Lanes<T>::count, row = registers * lanes;
     // Where the map alone has a gradient, the tile is of chosen rows.
@@ -85,11 +85,11 @@ void tile_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to,
     uint8_t* sight = reinterpret_cast<uint8_t*>(bias + kBlock * row);
 
     const int64_t k_row = padded<T>(in.width), v_row = padded<T>(in.value_width);
-    const T* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
+    const S* q = in.q + b * in.q_stride[0] + h * in.q_stride[1];
     pack<T, registers>(q, in.q_stride[2], queries, count, in.width, in.scale * T(kLog2E), packed);
     gather(q, in.q_stride[2], queries, count, in.width, lines);
     if (through_output) {
-        const T* grad = to.grad_out + b * to.grad_out_stride[0] + h * to.grad_out_stride[1];
+        const S* grad = to.grad_out + b * to.grad_out_stride[0] + h * to.grad_out_stride[1];
         pack<T, registers>(grad, to.grad_out_stride[2], queries, count, in.value_width, T(1), packed_grad);
         gather(grad, to.grad_out_stride[2], queries, count, in.value_width, grad_lines);
     }
@@ -164,16 +164,16 @@ void tile_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to,
 
 }  // namespace
 
-template <class T>
-int64_t attention_backward_scratch(const AttentionInput<T>& in) {
+template <class T, class S>
+int64_t attention_backward_scratch(const AttentionInput<T, S>& in) {
     const int64_t whole = blocks<T>(in.keys) * kBlock, row = 2 * Lanes<T>::count;
     const int64_t widths = 2 * padded<T>(in.width) + 2 * padded<T>(in.value_width) + in.width;
     return (widths + 2 * whole + kBlock + blocks<T>(in.keys)) * row +
            2 * in.keys * (padded<T>(in.width) + padded<T>(in.value_width));
 }
 
-template <class T>
-void attend_backward(const AttentionInput<T>& in, const AttentionGradients<T>& to, int64_t b, int64_t group,
+template <class T, class S>
+void attend_backward(const AttentionInput<T, S>& in, const AttentionGradients<T, S>& to, int64_t b, int64_t group,
                      T* scratch) {
     constexpr int lanes = Lanes<T>::count;
     const int64_t k_row = padded<T>(in.width), v_row = padded<T>(in.value_width);
@@ -188,7 +188,7 @@ void attend_backward(const AttentionInput<T>& in, const AttentionGradients<T>& t
     for (int64_t h = group * shared; h < (group + 1) * shared; ++h)
         for (int64_t first = 0; first < lines; first += 2 * lanes) {
             const int64_t count = lines - first < 2 * lanes ? lines - first : 2 * lanes;
-            const auto run = count > lanes ? tile_backward<T, 2> : tile_backward<T, 1>;
+            const auto run = count > lanes ? tile_backward<T, 2, S> : tile_backward<T, 1, S>;
             run(in, to, b, h, first, count, {k, v, grad_k, grad_v}, rest);
         }
     for (int64_t i = 0; i < in.keys * k_row; ++i) grad_k[i] *= in.scale;
@@ -199,10 +199,12 @@ void attend_backward(const AttentionInput<T>& in, const AttentionGradients<T>& t
                   to.grad_v + b * to.grad_v_stride[0] + group * to.grad_v_stride[1], to.grad_v_stride[2]);
 }
 
-#define CPGR_INSTANTIATE(T)                                                     \
-    template int64_t attention_backward_scratch<T>(const AttentionInput<T>&);   \
-    template void attend_backward<T>(const AttentionInput<T>&, const AttentionGradients<T>&, int64_t, int64_t, T*);
-CPGR_INSTANTIATE(float)
-CPGR_INSTANTIATE(double)
+#define CPGR_INSTANTIATE(T, S)                                                                                     \
+    template int64_t attention_backward_scratch<T, S>(const AttentionInput<T, S>&);                                \
+    template void attend_backward<T, S>(const AttentionInput<T, S>&, const AttentionGradients<T, S>&, int64_t, int64_t, \
+                                        T*);
+CPGR_INSTANTIATE(float, float)
+CPGR_INSTANTIATE(float, Bfloat16)
+CPGR_INSTANTIATE(double, double)
 
 }  // namespace cpgr::CPGR_ISA

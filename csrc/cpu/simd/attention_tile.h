@@ -8,6 +8,36 @@
 
 namespace cpgr::CPGR_ISA {
 
+// Numbers as they are read: those of 16 bits as float.
+static inline float number(float value) { return value; }
+static inline double number(double value) { return value; }
+static inline float number(Bfloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    __builtin_memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+}
+
+static inline V<float> load(const Bfloat16* from) {
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+#elif defined(__AVX2__)
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+#else
+    V<float> value;
+    for (int i = 0; i < Lanes<float>::count; ++i) value[i] = number(from[i]);
+    return value;
+#endif
+}
+
+static inline V<float> load_first(const Bfloat16* from, int64_t count) {
+    V<float> value = {};
+    for (int64_t i = 0; i < count; ++i) value[i] = number(from[i]);
+    return value;
+}
+
 // Rows of a product at a time: as many as there are registers for their sums.
 #if defined(__AVX512F__)
 constexpr int kRows = 12, kSomeRows = 8;
@@ -21,22 +51,22 @@ constexpr int64_t kBlock = 72;
 // What is to be read after a product: rows of `lines` cache lines, that lie `row` apart. Heads lie beside each other in
 // memory, so that a head's rows are short and far apart, too far for the processor to see what comes next; and fetched in
 // one go they would queue up.
-template <class T>
+template <class S>
 struct Ahead {
-    const T* from = nullptr;
+    const S* from = nullptr;
     int64_t row = 0;
 };
 
-template <class T>
-static inline void fetch(const Ahead<T>& ahead, int64_t line_row, int64_t column) {
+template <class S>
+static inline void fetch(const Ahead<S>& ahead, int64_t line_row, int64_t column) {
     if (ahead.from) __builtin_prefetch(ahead.from + line_row * ahead.row + column);
 }
 
 // c[i] (+)= sum over j < depth of a[i * row + j * column] * b[j], i < N; b and c are rows of `registers` registers.
-template <class T, int N, int registers>
+template <class T, int N, int registers, class S = T>
 static inline __attribute__((always_inline)) void product_rows(int64_t depth, const T* a, int64_t row, int64_t column,
                                                                const T* b, int64_t b_row, T* c, int64_t c_row,
-                                                               bool add, const Ahead<T>* ahead = nullptr) {
+                                                               bool add, const Ahead<S>* ahead = nullptr) {
     constexpr int lanes = Lanes<T>::count, line = 64 / sizeof(T);
     V<T> sum[N][registers] = {};
     for (int64_t j = 0; j < depth; ++j) {
@@ -94,13 +124,13 @@ static void product(int64_t rows, int64_t depth, const T* a, int64_t row, int64_
 }
 
 // scores[i] = sum over d of keys[i][d] * queries[d], i < count. On the way `ahead` fetches two rows for each of these.
-template <class T, int registers>
+template <class T, int registers, class S>
 static void scores_of(int64_t count, int64_t width, const T* keys, int64_t key_row, const T* queries, T* scores,
-                      const Ahead<T> (&ahead)[2]) {
+                      const Ahead<S> (&ahead)[2]) {
     constexpr int row = registers * Lanes<T>::count;
     int64_t i = 0;
     for (; i + kRows <= count; i += kRows) {
-        Ahead<T> next[2] = {ahead[0], ahead[1]};
+        Ahead<S> next[2] = {ahead[0], ahead[1]};
         for (auto& each : next)
             if (each.from) each.from += i * each.row;
         constexpr int few = registers > 2 ? 2 : registers;
@@ -111,13 +141,13 @@ static void scores_of(int64_t count, int64_t width, const T* keys, int64_t key_r
     product<T, registers>(count - i, width, keys + i * key_row, key_row, 1, queries, row, scores + i * row, row, false);
 }
 
-template <class T>
-static void copy_rows(const T* from, int64_t from_row, int64_t rows, int64_t width, T* to, int64_t to_row) {
+template <class T, class S>
+static void copy_rows(const S* from, int64_t from_row, int64_t rows, int64_t width, T* to, int64_t to_row) {
     constexpr int lanes = Lanes<T>::count;
     for (int64_t i = 0; i < rows; ++i) {
         int64_t d = 0;
         for (; d + lanes <= width; d += lanes) store<T>(to + i * to_row + d, load(from + i * from_row + d));
-        for (; d < width; ++d) to[i * to_row + d] = from[i * from_row + d];
+        for (; d < width; ++d) to[i * to_row + d] = number(from[i * from_row + d]);
     }
 }
 
@@ -125,6 +155,21 @@ static void copy_rows(const T* from, int64_t from_row, int64_t rows, int64_t wid
 template <class T>
 static bool crowded(int64_t row) {
     return row * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
+}
+
+template <class T>
+struct Rows {
+    const T* at;
+    int64_t row;
+};
+
+// `count` rows as a product reads them: as they lie, or copied to `place` where they are crowded or of 16 bits.
+template <class T, class S>
+static Rows<T> readable(const S* from, int64_t from_row, int64_t count, int64_t width, T* place) {
+    if constexpr (sizeof(S) == sizeof(T))
+        if (!crowded<T>(from_row)) return {from, from_row};
+    copy_rows(from, from_row, count, width, place, width);
+    return {place, width};
 }
 
 // to[lane * to_row + i] = from[i * from_row + lane] * factor[lane], lane < count, i < length; from has whole registers.
@@ -149,8 +194,8 @@ static void transpose(const T* from, int64_t from_row, int64_t length, int64_t c
 }
 
 // to[i * row + lane] = from[queries[lane]][i] * factor for lane < count, and 0 in the lanes beyond.
-template <class T, int registers>
-static void pack(const T* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t length, T factor,
+template <class T, int registers, class S>
+static void pack(const S* from, int64_t from_row, const int64_t* queries, int64_t count, int64_t length, T factor,
                  T* to) {
     constexpr int lanes = Lanes<T>::count, row = registers * lanes;
     for (int64_t first = 0; first < row; first += lanes) {
@@ -164,7 +209,7 @@ static void pack(const T* from, int64_t from_row, const int64_t* queries, int64_
         }
         for (; i < length; ++i)
             for (int64_t lane = first; lane < first + lanes; ++lane)
-                to[i * row + lane] = lane < count ? from[queries[lane] * from_row + i] * factor : T(0);
+                to[i * row + lane] = lane < count ? number(from[queries[lane] * from_row + i]) * factor : T(0);
     }
 }
 
@@ -173,8 +218,8 @@ enum Sight : uint8_t { hidden, mixed, open };
 
 // log2(e) * the numbers to add to the scores of keys begin..end, -infinity at pairs that do not take part; [key][lane].
 // Finite numbers stay finite: rows masked by the type's least number alone are uniform, as in torch.
-template <class T>
-static Sight pack_bias(const AttentionInput<T>& in, int64_t b, int64_t h, const int64_t* queries, int64_t count,
+template <class T, class S>
+static Sight pack_bias(const AttentionInput<T, S>& in, int64_t b, int64_t h, const int64_t* queries, int64_t count,
                        int64_t begin, int64_t end, T* bias, int64_t lanes) {
     constexpr T infinity = __builtin_inf(), most = sizeof(T) == 4 ? T(3.402823466e38) : T(1.7976931348623157e308);
     constexpr T log2e = T(1.44269504088896340736);
