@@ -43,7 +43,7 @@ from .mask_iou import mask_iou
 from .mask_overlap import MaskOverlap, mask_overlap
 from .maxsim import maxsim
 from .native import build_info
-from .nms import batched_nms, nms
+from .nms import PaddedNms, batched_nms, nms, nms_padded
 from .pack_masks import PackedMasks, pack_masks
 from .rasterize_polygons import rasterize_polygons
 from .region_attention import region_attention
@@ -52,6 +52,7 @@ __all__ = [
     "BoxMatch",
     "MaskOverlap",
     "PackedMasks",
+    "PaddedNms",
     "anchor_contrast",
     "anchor_scores",
     "attention_map",
@@ -66,6 +67,7 @@ __all__ = [
     "mask_overlap",
     "maxsim",
     "nms",
+    "nms_padded",
     "pack_masks",
     "rasterize_polygons",
     "reference",

@@ -17,6 +17,7 @@ from .anchors import (
 from .attention import attend, attention_backward, attention_map, attention_with_map, region_attention
 from .boxes import (
     BoxMatch,
+    PaddedNms,
     batched_nms,
     box_area,
     box_iou,
@@ -25,6 +26,7 @@ from .boxes import (
     generalized_box_iou,
     generalized_box_iou_backward,
     nms,
+    nms_padded,
 )
 from .masks import decode_rle, mask_iou, pack_masks, packed_words, unpack_masks
 from .overlap import mask_overlap, mask_overlap_backward
@@ -33,6 +35,7 @@ from .precision import upcast
 
 __all__ = [
     "BoxMatch",
+    "PaddedNms",
     "anchor_contrast",
     "anchor_contrast_backward",
     "anchor_contrast_terms",
@@ -57,6 +60,7 @@ __all__ = [
     "maxsim_backward",
     "maxsim_terms",
     "nms",
+    "nms_padded",
     "pack_masks",
     "packed_words",
     "rasterize_polygons",
