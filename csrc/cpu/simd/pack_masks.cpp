@@ -37,8 +37,8 @@ static inline uint64_t word_of(const uint8_t* bytes) {
     constexpr uint64_t low_bits = 0x7f7f7f7f7f7f7f7fu;
     uint64_t word = 0;
     for (int k = 0; k < 8; ++k) {
-        uint64_t eight = 0;
-        for (int j = 0; j < 8; ++j) eight |= uint64_t{bytes[8 * k + j]} << (8 * j);
+        uint64_t eight;  // little-endian
+        __builtin_memcpy(&eight, bytes + 8 * k, sizeof(eight));
         // The top bit of each byte says whether it is not zero; the product gathers the eight.
         const uint64_t top = (((eight & low_bits) + low_bits) | eight) & ~low_bits;
         word |= (((top >> 7) * 0x0102040810204080u) >> 56) << (8 * k);
