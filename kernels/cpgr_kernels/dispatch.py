@@ -10,8 +10,10 @@ once, at the first call of an op.
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import NamedTuple
+
+import torch
 
 from . import native
 
@@ -53,7 +55,19 @@ class Row(NamedTuple):
 
 def register(op: str, **functions: Callable) -> None:
     """Register an op's implementations by backend; `reference` is among them always."""
+    functions["reference"] = _without_autocast(functions["reference"])
     _implementations[op] = {name: functions[name] for name in BACKENDS if name in functions}
+
+
+def _without_autocast(function: Callable) -> Callable:
+    """The types that an op computes in are its own: autocast would make the reference's products bfloat16."""
+
+    @wraps(function)
+    def run(*arguments, **options):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*arguments, **options)
+
+    return run
 
 
 def choose(op: str, device: str, backend: str | None = None) -> Callable:

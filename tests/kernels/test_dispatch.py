@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cpgr_kernels import backends, box_iou, dispatch, native, nms
+from cpgr_kernels import attention_with_map, backends, box_iou, dispatch, native, nms
 from cpgr_kernels.dispatch import BackendError
 
 BOXES, SCORES = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.ones(1)
@@ -127,3 +127,12 @@ def test_instruction_set_by_environment():
     )
     done = run_python(code, CPGR_KERNELS_ISA="generic")
     assert done.returncode == 0, done.stderr
+
+
+def test_autocast_changes_no_op():
+    q, k, v = torch.rand(3, 1, 2, 5, 8).unbind(0)
+    for backend in ("reference", "cpp"):
+        out, seen = attention_with_map(q, k, v, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            again, seen_again = attention_with_map(q, k, v, backend=backend)
+        assert again.dtype is torch.float32 and torch.equal(out, again) and torch.equal(seen, seen_again)
