@@ -88,7 +88,7 @@ def _check(
 
 def _integers(anchors: Tensor, queries: Tensor, positive: Tensor | None, image_ids: Tensor | None):
     """positive and image_ids as the kernels take them: int64, in range, contiguous."""
-    images = len(anchors)
+    images = anchors.shape[0]
     if positive is None:
         positive = torch.arange(images, device=anchors.device)
     else:
@@ -180,16 +180,16 @@ def _cpp(anchors, queries, positive, image_ids, k, scale):
     module = native.cpu()[0]
     anchors, queries = native_features(module, anchors), native_features(module, queries)
     images, count, width = anchors.shape
-    values = anchors.new_empty((len(queries), images, k), dtype=result_type(anchors))
+    values = anchors.new_empty((queries.shape[0], images, k), dtype=result_type(anchors))
     indices = anchors.new_empty(values.shape, dtype=index_type(anchors))
-    losses, lse = values.new_empty(len(queries)), values.new_empty(len(queries))
+    losses, lse = values.new_empty(queries.shape[0]), values.new_empty(queries.shape[0])
     module.anchor_contrast(
         element_type(anchors),
         anchors.data_ptr(),
         queries.data_ptr(),
         positive.data_ptr(),
         _address(image_ids),
-        (len(queries), images, count, width, k),
+        (queries.shape[0], images, count, width, k),
         scale,
         losses.data_ptr(),
         lse.data_ptr(),
@@ -215,7 +215,7 @@ def _cpp_backward(grad_losses, anchors, queries, positive, image_ids, lse, value
         lse.data_ptr(),
         values.data_ptr(),
         indices.data_ptr(),
-        (len(queries), images, count, width, indices.shape[-1]),
+        (queries.shape[0], images, count, width, indices.shape[-1]),
         scale,
         grad_anchors.data_ptr(),
         grad_queries.data_ptr(),
@@ -272,7 +272,7 @@ def _gradient(ctx, grad, *_):
         return None, None, *nothing
     anchors, queries, positive, image_ids, lse, values, indices = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is wanted: through the reference
-        images = torch.arange(len(anchors), device=anchors.device) if positive is None else positive.long()
+        images = torch.arange(anchors.shape[0], device=anchors.device) if positive is None else positive.long()
         terms = reference.anchor_contrast_terms(anchors, queries, images, image_ids, indices.shape[-1], ctx.scale)
         wanted = [each for each in (anchors, queries) if each.requires_grad]
         found = iter(torch.autograd.grad(terms[0], wanted, grad.to(terms[0].dtype), create_graph=True))

@@ -114,13 +114,13 @@ def _cpp(anchors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     module = native.cpu()[0]
     anchors, queries = native_features(module, anchors), native_features(module, queries)
     images, count, width = anchors.shape
-    values = anchors.new_empty((len(queries), images, k), dtype=result_type(anchors))
+    values = anchors.new_empty((queries.shape[0], images, k), dtype=result_type(anchors))
     indices = anchors.new_empty(values.shape, dtype=torch.int32)
     module.anchor_scores(
         element_type(anchors),
         anchors.data_ptr(),
         queries.data_ptr(),
-        (len(queries), images, count, width, k),
+        (queries.shape[0], images, count, width, k),
         values.data_ptr(),
         indices.data_ptr(),
         torch.get_num_threads(),
@@ -139,7 +139,7 @@ def _cpp_backward(grad: Tensor, anchors: Tensor, queries: Tensor, indices: Tenso
         anchors.data_ptr(),
         queries.data_ptr(),
         indices.data_ptr(),
-        (len(queries), images, count, width, indices.shape[-1]),
+        (queries.shape[0], images, count, width, indices.shape[-1]),
         grad_anchors.data_ptr(),
         grad_queries.data_ptr(),
         torch.get_num_threads(),
