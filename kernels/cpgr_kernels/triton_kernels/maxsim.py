@@ -47,6 +47,7 @@ def _maxsim_kernel(
     BLOCK_D: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     WHOLE_D: tl.constexpr,
+    WHOLE_T: tl.constexpr,
     QUERY_MASKED: tl.constexpr,
     DOCUMENT_MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -54,7 +55,7 @@ def _maxsim_kernel(
 ):
     """scores [parts, Q, B] of queries [Q, T, D], each of `parts` for TOKENS of the tokens, and indices [Q, B, T].
 
-    ONE_CHUNK: features <= BLOCK_D. WHOLE_D: BLOCK_D divides `features`.
+    ONE_CHUNK: features <= BLOCK_D. WHOLE_D: BLOCK_D divides `features`. WHOLE_T: TOKENS divides `tokens`.
     """
     packs = tl.cdiv(query_count, PACK)
     parts = tl.cdiv(tokens, TOKENS)
@@ -74,6 +75,10 @@ def _maxsim_kernel(
     query_at = queries + query_row[:, None] * features + d[None, :]
     if ONE_CHUNK:
         x = tl.load(query_at, mask=None if WHOLE_D else (d < features)[None, :], other=None if WHOLE_D else 0.0)
+
+    each = first_query + tl.arange(0, PACK)
+    score_row = (part * query_count + each).to(tl.int64) * document_count
+    index_row = query.to(tl.int64) * document_count * tokens + token
 
     column = tl.arange(0, TILE)
     tiles = tl.cdiv(count, TILE)
@@ -117,13 +122,14 @@ def _maxsim_kernel(
             counted = row_counts
             if DOCUMENT_MASKED:
                 counted &= tl.max(seen, 0) != 0
-            top = tl.where(counted, top, 0.0)
+            if QUERY_MASKED or DOCUMENT_MASKED or not WHOLE_T:
+                top = tl.where(counted, top, 0.0)
             total = tl.sum(tl.reshape(top, [PACK, TOKENS]), 1)
-            each = first_query + tl.arange(0, PACK)
-            score_at = (part * query_count + each).to(tl.int64) * document_count + document
-            tl.store(scores + score_at, total, mask=each < query_count)
-            index_at = (query.to(tl.int64) * document_count + document) * tokens + token
-            tl.store(indices + index_at, tl.where(counted, at, -1), mask=is_token)
+            tl.store(scores + score_row + document, total, mask=each < query_count)
+            index_at = index_row + document.to(tl.int64) * tokens
+            if QUERY_MASKED or DOCUMENT_MASKED:
+                at = tl.where(counted, at, -1)
+            tl.store(indices + index_at, at, mask=is_token)
             best = tl.full([PACK * TOKENS, TILE], -float("inf"), tl.float32)
             best_tile = tl.zeros([PACK * TOKENS, TILE], tl.int32)
             seen = tl.zeros([TILE], tl.int32)
@@ -152,13 +158,16 @@ def plan(
     if block_d > 128 or not half:
         block_d = min(block_d, 64 if half else 32)
     chosen = {"PACK": pack, "TOKENS": block, "TILE": 64 if half else 32, "BLOCK_D": block_d}
-    # 128 rows: 4 warps of 254 registers, of which two programs fit a multiprocessor; with masks, or more than one chunk
+    # 128 rows: 4 warps of 255 registers, of which two programs fit a multiprocessor; with masks, or more than one chunk
     # of features, these would spill, and 8 warps do not.
-    wide = pack * block == 128 and (masked or block_d < features)
+    wide = pack * block == 128 and (masked or tokens % block != 0 or block_d < features)
     chosen |= {"num_warps": 8 if wide else 4, "num_stages": 3, **(config or {})}
     chosen["ONE_CHUNK"] = features <= chosen["BLOCK_D"]
+    chosen["WHOLE_T"] = tokens % chosen["TOKENS"] == 0
     chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
+    if not half:
+        options["maxnreg"] = 168  # room for 3 programs; unasked, the compiler may spill to make it for 4
     programs = ceil_div(queries, chosen["PACK"]) * ceil_div(tokens, chosen["TOKENS"])
     # One wave: a multiprocessor has room for 8 warps of 128 rows, or for more programs of fewer rows.
     residents = 8 * 128 // (options["num_warps"] * min(chosen["PACK"] * chosen["TOKENS"], 128))
@@ -192,7 +201,7 @@ def maxsim_forward(
         tokens,
         document_count,
         features,
-        document_mask is not None,
+        query_mask is not None or document_mask is not None,
         multiprocessors(queries),
         config,
     )

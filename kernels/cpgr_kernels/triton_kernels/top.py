@@ -188,7 +188,8 @@ def plan(
     half = dtype is not torch.float32
     pack, rest, flatten = 1, 0, False
     part = max(power_of_two(count), 4)
-    if queries * images * count < 128 * 128 * processors:
+    small = queries * images * count < 128 * 128 * processors
+    if small:
         # Too little for one large tile a multiprocessor: small tiles, one image each.
         block_q, tile, warps, stages = (16 if queries <= 16 else 32), min(max(part, 16), 128), 4, 4
         block_d = 64 if half else 32
@@ -218,6 +219,8 @@ def plan(
     chosen["FULL"] = count % step == 0 or (count <= step and count >= chosen["TILE"])
     chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
+    if small:
+        options["maxnreg"] = 128  # room for 4 programs; unasked, the compiler may spill to make it for more
     packs = ceil_div(images, chosen["PACK"])
     # One wave of programs that fill the card: as many of them walk different images as there is room for.
     residents = processors * (1 if options["num_warps"] == 8 else 4)
