@@ -1,10 +1,17 @@
 """What the tests of the kernels share: boxes, instruction sets, backends."""
 
+import re
+import shutil
+import subprocess
+from ctypes import CDLL
+from pathlib import Path
+
 import pytest
 import torch
 
 from cpgr_kernels import dispatch, native
 
+ROOT = Path(__file__).parents[2]
 LEVELS = ("generic", "avx2", "avx512", "avx512bf16")
 
 
@@ -57,3 +64,31 @@ def make_boxes():
         return boxes.to(dtype)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu(tmp_path_factory):
+    """build(op, exports): csrc/cuda/<op>.cu as a library that runs on the CPU, thread by thread, on CPU memory.
+
+    `exports` is C++ that follows the source: the C functions to call. See cuda_on_cpu/cuda_runtime.h.
+    """
+    if not shutil.which("g++"):
+        pytest.skip("no g++ on PATH")
+    # kernel<T><<<grid, block, 0, stream>>>(arguments);
+    launch = re.compile(r"([\w<>]+?)<<<(.+?), (\w+), 0, stream>>>\((.*?)\);", re.DOTALL)
+
+    def build(op: str, exports: str) -> CDLL:
+        source = (ROOT / "csrc" / "cuda" / f"{op}.cu").read_text()
+        source, launches = launch.subn(r"on_cpu::launch(\2, \3, [=] { \1(\4); });", source)
+        assert launches > 0 and "<<<" not in source
+        folder = tmp_path_factory.mktemp(op)
+        (folder / "kernels.cpp").write_text(source + exports)
+        # Our cuda_runtime.h comes first: a real one must not be found.
+        includes = [f"-I{Path(__file__).parent / 'cuda_on_cpu'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+        flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-D__CUDACC__", "-w", "-shared", "-fPIC"]
+        command = ["g++", *flags, *includes, "kernels.cpp", "-o", "kernels.so"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return CDLL(str(folder / "kernels.so"))
+
+    return build

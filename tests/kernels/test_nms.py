@@ -1,5 +1,7 @@
 """nms and batched_nms: torchvision's indices on every instruction set."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from cpgr_kernels import batched_nms, nms, reference
 
 NAN, INF = float("nan"), float("inf")
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Few distinct values make ties, containment and touching edges common.
 coordinates = st.sampled_from([0.0, -0.0, 1.0, 2.0, 3.0, 7.5, 10.0, -4.0, 1e-30, 1e30, NAN, INF, -INF])
@@ -27,9 +29,14 @@ def torchvision_loop(boxes, scores, threshold):
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         order = scores.sort(stable=True, descending=True).indices.tolist()
         fallen, keep = set(), []
+
         # std::max and std::min: the first argument unless the second is strictly beyond it.
-        larger = lambda a, b: b if a < b else a  # noqa: E731
-        smaller = lambda a, b: b if b < a else a  # noqa: E731
+        def larger(a, b):
+            return b if a < b else a
+
+        def smaller(a, b):
+            return b if b < a else a
+
         for rank, i in enumerate(order):
             if i in fallen:
                 continue
@@ -64,15 +71,122 @@ def test_fuzz_batched(isa, rows, threshold):
     assert batched_nms(boxes, scores, idxs, threshold, backend="cpp").tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 63, 64, 65, 200, 700])
+def greedy(boxes, scores, threshold):
+    """The definition on the matrix of all IoUs: for sizes at which the loops above take long."""
+    order = scores.sort(stable=True, descending=True).indices
+    falls = (reference.box_iou(boxes[order], boxes[order]).double() > threshold).numpy()
+    stays = np.ones(len(order), dtype=bool)
+    for i in range(len(order)):
+        if stays[i]:
+            stays[i + 1 :] &= ~falls[i, i + 1 :]
+    return order[torch.from_numpy(stays)]
+
+
+def random_scores(count, seed=0):
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 63, 64, 65, 200, 400])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("grid", [None, 10.0])
 def test_sizes_around_blocks_and_registers(isa, make_boxes, count, dtype, grid):
     boxes = make_boxes(count, seed=count, dtype=dtype, grid=grid)
-    scores = torch.rand(count, generator=torch.Generator().manual_seed(count)).to(dtype)
+    scores = random_scores(count, seed=count).to(dtype)
     for threshold in (0.1, 0.5):
-        expected = reference.nms(boxes, scores, threshold)
-        assert torch.equal(nms(boxes, scores, threshold, backend="cpp"), expected)
+        assert torch.equal(nms(boxes, scores, threshold, backend="cpp"), greedy(boxes, scores, threshold))
+
+
+@cache
+def layouts(dtype):
+    """Boxes of which many stay, so that they are laid out by place: by name."""
+    generator = torch.Generator().manual_seed(5)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    count = 900
+    corner, size = rand(count, 2) * 600, 5 + rand(count, 2) * 40
+    tiny = 1e-21 if dtype is torch.float32 else 1e-150
+    huge = 1e18 if dtype is torch.float32 else 1e150
+    sides = {
+        "spread": (corner, size),
+        "of many sizes": (corner, size * torch.exp(4 * rand(count, 1) - 2)),
+        "in a row": (corner * torch.tensor([1.0, 0.0]), size),
+        "at one place": (corner * 0, 1 + rand(count, 2)),
+        "far apart": (corner * 1e6, size),
+        "far off": (corner + 1e6, size),  # coordinates that float32 rounds to a sixteenth
+        "on both sides of zero": (corner - 300, size),
+        "tiny": (corner * tiny, size * tiny),
+        "huge": (corner * huge, size * huge),
+    }
+    boxes = {name: torch.cat([low, low + extent], 1) for name, (low, extent) in sides.items()}
+    boxes["with an outlier"] = boxes["spread"].clone()
+    boxes["with an outlier"][450] = torch.tensor([-1e9, -1e9, 1e9, 1e9])
+    odd = boxes["with odd ones"] = boxes["spread"].clone()
+    odd[10:30] = odd[10:30, [2, 3, 0, 1]]  # turned inside out, twice: a positive area
+    odd[30:50] = odd[30:50, [2, 1, 0, 3]]
+    odd[50:70, 2] = odd[50:70, 0]
+    odd[70:80, 1], odd[80:90, 2], odd[90:99, 0] = NAN, INF, -INF
+    return {name: values.to(dtype) for name, values in boxes.items()}
+
+
+@cache
+def expected_of_layout(name, dtype, threshold):
+    boxes = layouts(dtype)[name]
+    return greedy(boxes, random_scores(len(boxes)).to(dtype), threshold)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", layouts(torch.float32))
+def test_many_boxes_that_stay(isa, name, dtype):
+    boxes = layouts(dtype)[name]
+    scores = random_scores(len(boxes)).to(dtype)
+    for threshold in (0.0, 0.05, 0.5, 0.9):
+        keep = nms(boxes, scores, threshold, backend="cpp")
+        assert torch.equal(keep, expected_of_layout(name, dtype, threshold)), threshold
+
+
+def test_touching_in_every_direction(isa):
+    # Pairs whose IoU is just above and just below the threshold, with the other box on each side, larger and smaller.
+    generator = torch.Generator().manual_seed(6)
+    pairs = []
+    for k in range(400):
+        width, height = 10 + 20 * torch.rand(2, generator=generator).double()
+        x, y = 100.0 * (k % 20), 100.0 * (k // 20)
+        ratio = 0.5 + (1e-6 if k % 2 else -1e-6)
+        shift = (1 - ratio) / (1 + ratio)  # two equal boxes that far apart, in lengths, have this IoU
+        partner = {
+            0: (x + shift * width, y, x + width + shift * width, y + height),
+            1: (x - shift * width, y, x + width - shift * width, y + height),
+            2: (x, y + shift * height, x + width, y + height + shift * height),
+            3: (x, y - shift * height, x + width, y + height - shift * height),
+            4: (x + width * (1 - ratio), y, x + width, y + height),  # inside, at the right edge
+            5: (x - width * (1 / ratio - 1), y, x + width, y + height),  # round it, to the left
+        }[k // 2 % 6]
+        pairs += [(x, y, x + width, y + height), partner]
+    boxes = torch.tensor(pairs, dtype=torch.float64)
+    for seed in range(3):
+        scores = random_scores(len(boxes), seed)
+        expected = greedy(boxes, scores, 0.5)
+        assert len(expected) == 600
+        assert torch.equal(nms(boxes, scores, 0.5, backend="cpp"), expected)
+
+
+@pytest.mark.parametrize("count", [2, 100, 300, 5000, 7000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_order_of_scores(count, dtype):
+    # Boxes apart from each other come back in the order of their scores.
+    boxes = torch.arange(count, dtype=torch.float64)[:, None] * 10 + torch.tensor([0.0, 0.0, 5.0, 5.0])
+    uniform = random_scores(count, seed=count).to(dtype)
+    near_one = 1 + torch.finfo(dtype).eps * (uniform * 50).floor()  # the same in all leading bits
+    normal = torch.randn(count, generator=torch.Generator().manual_seed(1)).to(dtype)
+    special = normal.clone()
+    special[::7], special[1::7], special[2::7], special[3::7] = NAN, INF, -INF, -0.0
+    special[4::7] = 0.0
+    mixed = torch.where(normal > 0.5, near_one, normal * 1e30)
+    for scores in (uniform, near_one, normal, special, mixed, near_one.flip(0), torch.ones(count, dtype=dtype)):
+        expected = scores.sort(stable=True, descending=True).indices
+        assert torch.equal(nms(boxes, scores, 0.5, backend="cpp"), expected)
 
 
 def test_equal_scores_keep_their_order(isa):
@@ -134,6 +248,7 @@ def test_empty():
 def test_batched_takes_any_integers(isa, make_boxes):
     boxes, scores = make_boxes(400), torch.rand(400, generator=torch.Generator().manual_seed(3))
     idxs = torch.randint(0, 7, (400,), generator=torch.Generator().manual_seed(4))
+    idxs[idxs == 3] = 4  # a number that no box has
     expected = reference.batched_nms(boxes, scores, idxs, 0.3)
     for values in (idxs, idxs.to(torch.uint8), idxs * -(2**60), idxs - 3):
         assert torch.equal(batched_nms(boxes, scores, values, 0.3), expected)
@@ -203,11 +318,11 @@ def test_compile_without_recompiles(make_boxes):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 5000])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 1024, 1025, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cuda(cuda, make_boxes, count, dtype):
     boxes = make_boxes(count, seed=count, dtype=dtype, grid=5.0)
-    scores = torch.randint(0, 50, (count,), generator=torch.Generator().manual_seed(count)) / 50
+    scores = torch.randint(0, 50, (count,), generator=torch.Generator().manual_seed(count)).to(dtype) / 50
     idxs = torch.arange(count) % 3
     keep = nms(boxes.to(cuda), scores.to(cuda), 0.4, backend="cuda")
     assert torch.equal(keep.cpu(), nms(boxes, scores, 0.4))
