@@ -251,7 +251,6 @@ __global__ void __launch_bounds__(kWalkers)
     for (int64_t word = thread; word < words; word += kWalkers) fallen[word] = 0;
     // The next word's own rows are on their way while this one's are used.
     uint64_t next = thread < kBlock && thread < count ? falls_to[thread * row_words] : 0;
-    __syncthreads();
     for (int64_t word = 0; word < words && total < images.most; ++word) {
         const int64_t base = word * kBlock;
         if (thread < kBlock) {
@@ -294,7 +293,6 @@ __global__ void __launch_bounds__(kWalkers)
                 if (gone) atomicOr(reinterpret_cast<unsigned long long*>(fallen + word + 1 + later), gone);
             }
         }
-        __syncthreads();
     }
 
     const int64_t kept = total < images.most ? total : images.most;

@@ -1,6 +1,6 @@
 // Enough of CUDA to run a kernel's source on the CPU, one block of threads at a time: each thread is a context of its
-// own, which goes on until it waits for its warp or its block. Contexts run in a shuffled order, so that a kernel that
-// forgets to wait gives other results from time to time.
+// own, which goes on until it waits for its warp or its block. They run in a shuffled order, and some warps get ahead of
+// others, so that a kernel that forgets to wait gives other results sooner or later.
 #pragma once
 
 #include <ucontext.h>
@@ -100,9 +100,14 @@ inline void run_block(unsigned size) {
     }
     while (true) {
         std::shuffle(order.begin(), order.end(), shuffle);
-        bool ran = false;
+        const uint32_t behind = shuffle();
+        bool ran = false, passed = false;
         for (const unsigned i : order) {
             if (threads[i].state != State::running) continue;
+            if (behind >> i / 32 & 1) {
+                passed = true;
+                continue;
+            }
             ran = true;
             current = i;
             threadIdx.x = i;
@@ -111,7 +116,7 @@ inline void run_block(unsigned size) {
         bool released = release(0, size, State::at_block);
         for (unsigned warp = 0; warp < warps(); ++warp)
             released |= release(32 * warp, std::min(32 * warp + 32, size), State::at_warp);
-        if (ran || released) continue;
+        if (ran || passed || released) continue;
         for (const Thread& thread : threads)
             if (thread.state != State::done) throw std::runtime_error("threads wait for each other for ever");
         return;
