@@ -13,8 +13,8 @@
 
 namespace cpgr {
 
-// Queries and images that are worked on together.
-constexpr int64_t kBlockQueries = 1024, kBlockImages = 64;
+// Queries that are worked on together, and images: as many as bound the scratch for each query and for each anchor.
+constexpr int64_t kBlockQueries = 1024, kBlockEntries = 128, kBlockAnchors = 1 << 18;
 // Anchors of a few images whose columns, with their gradients, fit into a first-level cache.
 constexpr int64_t kSlots = 64;
 // Below this many numbers to look at a second thread costs more than it saves.
@@ -82,12 +82,13 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
     const int64_t columns = CPGR_SIMD(gradient_columns<T>)(), width = shape.width, k = shape.k;
     const int64_t chunks = (width + columns - 1) / columns;
     const int64_t block_queries = std::min(shape.queries, kBlockQueries);
-    const int64_t block_images = std::min(shape.images, kBlockImages);
-    if (block_queries == 0 || block_images == 0 || shape.anchors == 0 || width == 0) {
+    if (block_queries == 0 || shape.images == 0 || shape.anchors == 0 || width == 0) {
         std::fill_n(grad_anchors, shape.images * shape.anchors * width, T(0));
         std::fill_n(grad_queries, shape.queries * width, T(0));
         return true;
     }
+    const int64_t block_images = std::clamp<int64_t>(std::min(kBlockEntries / k, kBlockAnchors / shape.anchors), 1,
+                                                     shape.images);
 
     Winners winners(shape.anchors, block_images, block_queries * k);
     const int64_t together = std::clamp<int64_t>(kSlots / winners.most(), 1, block_images);

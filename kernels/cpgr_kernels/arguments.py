@@ -62,6 +62,8 @@ def check_features(op: str, name: str, features: Tensor, shape: str) -> None:
         raise ValueError(f"{op}: {name} must be {shape}, got {list(features.shape)}")
     if not features.is_floating_point() or features.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be floating point, got {features.dtype} ({features.layout})")
+    if features.dim() > 1 and features.shape[-2] > 2**31 - 1:  # the winner's index is a 32-bit integer
+        raise ValueError(f"{op}: {name} has more than 2^31 - 1 rows, {list(features.shape)}")
 
 
 def element_type(features: Tensor) -> int:
