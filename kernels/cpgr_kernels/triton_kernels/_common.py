@@ -50,6 +50,11 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
+def take_options(chosen: dict[str, Any]) -> dict[str, int]:
+    """Take out of a launch's settings those that are no constants of its kernel."""
+    return {name: chosen.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in chosen}
+
+
 def aot_case(
     name: str,
     kernel: Any,

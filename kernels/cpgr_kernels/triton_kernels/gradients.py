@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import INTERPRETED, TYPES, aot_case, ceil_div, cover, dot, matmul_precision, power_of_two
+from ._common import INTERPRETED, TYPES, aot_case, ceil_div, cover, dot, matmul_precision, power_of_two, take_options
 
 # Where the weights come from.
 GRADS, CONTRAST, SHARED = 0, 1, 2  # a gradient for every choice; the contrastive loss; one for all of a query's tokens
@@ -315,10 +315,11 @@ def plan(
     launches = [(3, warps)] if small else [(1, 4), (2, warps)]
     result = []
     for parts, num_warps in launches:
-        chosen = {"PARTS": parts, **common, **items, "num_warps": num_warps, "num_stages": 3, **(config or {})}
-        options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
+        chosen = {"PARTS": parts, **common, **items, "num_warps": num_warps, "num_stages": 3}
         if parts & 1:  # room for 4 programs; unasked, the compiler spills to make it for 5 or 6
-            options["maxnreg"] = 128
+            chosen["maxnreg"] = 128
+        chosen |= config or {}
+        options = take_options(chosen)
         result.append((chosen, options))
     return result
 

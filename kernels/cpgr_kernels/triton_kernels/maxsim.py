@@ -22,7 +22,17 @@ from torch import Tensor
 
 from .. import reference
 from . import gradients
-from ._common import INTERPRETED, TYPES, aot_case, ceil_div, dot, matmul_precision, multiprocessors, power_of_two
+from ._common import (
+    INTERPRETED,
+    TYPES,
+    aot_case,
+    ceil_div,
+    dot,
+    matmul_precision,
+    multiprocessors,
+    power_of_two,
+    take_options,
+)
 
 _NOWHERE = tl.constexpr(2**31 - 1)  # after every index
 
@@ -159,15 +169,13 @@ def plan(
         block_d = min(block_d, 64 if half else 32)
     chosen = {"PACK": pack, "TOKENS": block, "TILE": 64 if half else 32, "BLOCK_D": block_d}
     # 128 rows: 4 warps of 255 registers, of which two programs fit a multiprocessor; with masks, or more than one chunk
-    # of features, these would spill, and 8 warps do not.
-    wide = pack * block == 128 and (masked or tokens % block != 0 or block_d < features)
+    # of features, or in float32, these would spill, and 8 warps do not.
+    wide = not half or (pack * block == 128 and (masked or tokens % block != 0 or block_d < features))
     chosen |= {"num_warps": 8 if wide else 4, "num_stages": 3, **(config or {})}
     chosen["ONE_CHUNK"] = features <= chosen["BLOCK_D"]
     chosen["WHOLE_T"] = tokens % chosen["TOKENS"] == 0
     chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
-    options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
-    if not half:
-        options["maxnreg"] = 168  # room for 3 programs; unasked, the compiler may spill to make it for 4
+    options = take_options(chosen)
     programs = ceil_div(queries, chosen["PACK"]) * ceil_div(tokens, chosen["TOKENS"])
     # One wave: a multiprocessor has room for 8 warps of 128 rows, or for more programs of fewer rows.
     residents = 8 * 128 // (options["num_warps"] * min(chosen["PACK"] * chosen["TOKENS"], 128))

@@ -34,6 +34,7 @@ from ._common import (
     matmul_precision,
     multiprocessors,
     power_of_two,
+    take_options,
 )
 
 _LOWEST = tl.constexpr(-(2**31))  # below the integer of every score
@@ -213,14 +214,14 @@ def plan(
             block_q = 256  # 128 products a thread, and a quarter less read from L2 than with 128
     block_d = min(block_d, max(16, power_of_two(features)))
     chosen = {"K": k, "SLOTS": power_of_two(k), "PACK": pack, "TILE": tile, "REST": rest, "BLOCK_Q": block_q}
+    if small:
+        chosen["maxnreg"] = 128  # room for 4 programs; unasked, the compiler may spill to make it for more
     chosen |= {"BLOCK_D": block_d, "FLATTEN": flatten, "num_warps": warps, "num_stages": stages, **(config or {})}
     step = chosen["TILE"] + chosen["REST"]
     chosen["ONE_TILE"] = count <= step
     chosen["FULL"] = count % step == 0 or (count <= step and count >= chosen["TILE"])
     chosen["WHOLE_D"] = features > 0 and features % chosen["BLOCK_D"] == 0
-    options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
-    if small:
-        options["maxnreg"] = 128  # room for 4 programs; unasked, the compiler may spill to make it for more
+    options = take_options(chosen)
     packs = ceil_div(images, chosen["PACK"])
     # One wave of programs that fill the card: as many of them walk different images as there is room for.
     residents = processors * (1 if options["num_warps"] == 8 else 4)
