@@ -17,6 +17,9 @@ static constexpr int kRegisters = 3, kRows = 4;
 static constexpr int kRegisters = 2, kRows = 4;
 #endif
 
+// Features that are summed in a row. Sums of such sums round less, and fewer near ties come out the wrong way round.
+static constexpr int64_t kSummed = 128;
+
 template <class T>
 static constexpr int kPanel = kRegisters * Lanes<T>::count;
 
@@ -92,33 +95,40 @@ template <class E, int ROWS, int REGISTERS>
 static void multiply(const E* __restrict__ anchors, int64_t width, const typename Product<E>::Packed* __restrict__ panel,
                      Compute<E>* __restrict__ scores) {
     using P = Product<E>;
-    using L = Lanes<typename P::T>;
-    constexpr int64_t lanes = kPanel<typename P::T>;
-    typename L::Reg sum[ROWS][REGISTERS] = {};
-    const auto step = [&](const auto& anchor) {
-        typename L::Reg query[REGISTERS];
-#pragma GCC unroll 8
-        for (int v = 0; v < REGISTERS; ++v) query[v] = P::load(panel + v * L::count);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const typename L::Reg repeated = anchor(r);
-#pragma GCC unroll 8
-            for (int v = 0; v < REGISTERS; ++v) sum[r][v] = P::add(repeated, query[v], sum[r][v]);
-        }
-        panel += lanes;
-    };
+    using T = Compute<E>;
+    using L = Lanes<T>;
+    constexpr int64_t lanes = kPanel<T>;
     const int64_t paired = width / P::depth * P::depth;
-    for (int64_t d = 0; d < paired; d += P::depth) step([&](int r) { return P::repeat(anchors + r * width + d); });
-    if (paired < width) {
-        step([&](int r) {
-            E last[2] = {anchors[r * width + paired], E{}};
-            return P::repeat(last);
-        });
+    for (int64_t d0 = 0; d0 == 0 || d0 < width; d0 += kSummed) {
+        typename L::Reg sum[ROWS][REGISTERS] = {};
+        const auto step = [&](const auto& anchor) {
+            typename L::Reg query[REGISTERS];
+#pragma GCC unroll 8
+            for (int v = 0; v < REGISTERS; ++v) query[v] = P::load(panel + v * L::count);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                const typename L::Reg repeated = anchor(r);
+#pragma GCC unroll 8
+                for (int v = 0; v < REGISTERS; ++v) sum[r][v] = P::add(repeated, query[v], sum[r][v]);
+            }
+            panel += lanes;
+        };
+        const int64_t end = d0 + kSummed < paired ? d0 + kSummed : paired;
+        for (int64_t d = d0; d < end; d += P::depth) step([&](int r) { return P::repeat(anchors + r * width + d); });
+        if (paired < width && width <= d0 + kSummed) {
+            step([&](int r) {
+                const E last[2] = {anchors[r * width + paired], E{}};
+                return P::repeat(last);
+            });
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < REGISTERS; ++v) {
+                T* const score = scores + r * lanes + v * L::count;
+                L::store(score, d0 ? L::load(score) + sum[r][v] : sum[r][v]);
+            }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < REGISTERS; ++v) L::store(scores + r * lanes + v * L::count, sum[r][v]);
 }
 
 template <class E, int ROWS>

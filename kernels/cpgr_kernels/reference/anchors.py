@@ -50,8 +50,7 @@ def anchor_contrast(
     so that the own image's other anchors are neither positive nor negative. image_ids [B] masks false negatives: an
     image with the id of the query's own image is no negative. `normalize` divides anchors and queries by their
     Euclidean length (at least 1e-12) first. 1 <= negatives_per_image <= N. Q = 0 gives NaN, as a mean of nothing; one
-    image alone gives 0. A NaN among the scores of an image that counts
-    gives NaN.
+    image alone gives 0. A NaN among the scores of an image that counts gives NaN.
     """
     anchors, queries = upcast(anchors), upcast(queries)
     if normalize:
