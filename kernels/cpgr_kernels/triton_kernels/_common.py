@@ -52,7 +52,9 @@ def ceil_div(count: int, size: int) -> int:
 
 def take_options(chosen: dict[str, Any]) -> dict[str, int]:
     """Take out of a launch's settings those that are no constants of its kernel."""
-    return {name: chosen.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in chosen}
+    chosen.setdefault("enable_fp_fusion", True)  # Triton's own default is about to change
+    names = "num_warps", "num_stages", "maxnreg", "enable_fp_fusion"
+    return {name: chosen.pop(name) for name in names if name in chosen}
 
 
 def aot_case(

@@ -139,7 +139,8 @@ def anchor_contrast_forward(
         block = min(1024, max(16, power_of_two(images * k)))
         _loss_kernel[(rows,)](
             values, *(indices if each is None else each for each in (positive, image_ids)), losses, lse, images, scale,
-            K=k, POSITIVE=positive is not None, MASKED=image_ids is not None, BLOCK=block, num_warps=4 if block > 128 else 1,
+            K=k, POSITIVE=positive is not None, MASKED=image_ids is not None, BLOCK=block,
+            num_warps=4 if block > 128 else 1, enable_fp_fusion=True,
         )  # fmt: skip
     return losses, lse, values, indices
 
