@@ -273,7 +273,7 @@ def test_gradient_of_a_chosen_row_reaches_no_other(isa):
 def test_only_some_arguments_need_a_gradient(isa):
     q, k, v = make((2, 2, 2, 5, 9, 4, 4))
     v.requires_grad_()
-    out, maps = attention_with_map(q, k, v, backend="cpp")
+    out, _ = attention_with_map(q, k, v, backend="cpp")
     assert out.requires_grad
     (gradient,) = torch.autograd.grad(out.sum(), v)
     weights = reference.attention_map(q[:, :1], k[:, :1]).sum(1)
