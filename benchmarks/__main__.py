@@ -5,11 +5,12 @@ The peers are listed in benchmarks/requirements.txt; one that is missing is a ro
 
 import argparse
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
 OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+THREAD_VARIABLES = tuple(f"{pool}_NUM_THREADS" for pool in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "RAYON"))
 
 
 def main() -> None:
@@ -35,13 +36,19 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     setting, reached = machine(arguments.device), roofline(arguments.device)
-    rows = []
+    rows, wrong = [], []
     for op in arguments.op or OPS:
         for case in import_module(f".bench_{op}", __package__).cases(arguments.device):
-            rows.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
+            print(f"{case.op}, {case.name}", file=sys.stderr, flush=True)
+            try:
+                rows.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
+            except AssertionError as error:
+                wrong.append(f"{case.op}, {case.name}: the results differ, so nothing was timed: {error}")
     print(as_markdown(rows, setting, reached))
     if arguments.out:
         print(write(arguments.out, rows, setting, reached))
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ that a machine that slows down slows all of them, and the figure is the ratio of
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any

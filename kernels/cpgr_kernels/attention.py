@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import attention_cpp, dispatch, reference
 from .arguments import check_device
+from .attention_cpp import compute_type, empty_output
 from .library import define, differentiable
 
 OP = "attention_with_map"
@@ -141,17 +142,6 @@ def _arguments(q, k, v, rows, key_padding_mask, attn_mask):
     if attn_mask is not None:
         attn_mask = attn_mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     return q, k, v, rows, key_padding_mask, attn_mask
-
-
-def compute_type(q: Tensor) -> torch.dtype:
-    """The type of sums, of maps and of lse."""
-    return torch.float64 if q.dtype is torch.float64 else torch.float32
-
-
-def empty_output(q: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """[B, H, T, E] laid out [B, T, H, E], so that a model's transpose(1, 2) of it is contiguous."""
-    batch, heads, length, _ = q.shape
-    return v.new_empty(batch, length, heads, v.shape[3], dtype=dtype).transpose(1, 2)
 
 
 def _laid_out_as(wanted: Tensor, found: Tensor) -> Tensor:

@@ -9,10 +9,19 @@ _TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "b
 _KINDS = {torch.bool: 1}  # of attn_mask: 0 none, 1 booleans, 2 numbers
 
 
+def compute_type(q: Tensor) -> torch.dtype:
+    """The type of sums, of maps and of lse."""
+    return torch.float64 if q.dtype is torch.float64 else torch.float32
+
+
+def empty_output(q: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """[B, H, T, E] laid out [B, T, H, E], so that a model's transpose(1, 2) of it is contiguous."""
+    batch, heads, length, _ = q.shape
+    return v.new_empty(batch, length, heads, v.shape[3], dtype=dtype).transpose(1, 2)
+
+
 def forward(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale):
     """(out or None, map, lse); half precision is computed in float32."""
-    from .attention import compute_type, empty_output
-
     dtype, kept = compute_type(q), q.dtype
     q, k, v = _readable(q, k, v)
     attn_mask = _converted(attn_mask, dtype)
@@ -37,8 +46,6 @@ def forward(q, k, v, rows, key_padding_mask, attn_mask, is_causal, scale):
 
 def backward(grad_out, grad_map, q, k, v, out, lse, rows, key_padding_mask, attn_mask, is_causal, scale):
     """(grad_q, grad_k, grad_v), of no elements for a v that is None."""
-    from .attention import compute_type
-
     dtype, kept = compute_type(q), q.dtype
     q, k, v, grad_out = _readable(q, k, v, grad_out)
     attn_mask = _converted(attn_mask, dtype)
