@@ -27,7 +27,7 @@ class Shape(NamedTuple):
     queries: int
     keys: int
     width: int
-    rows: list[int] | None = None
+    rows: tuple[int, ...] | None = None
 
     @property
     def sizes(self) -> str:
@@ -41,8 +41,8 @@ class Shape(NamedTuple):
 
 CROSS = Shape("cross", 8, 12, 30, 577, 64)
 Q_FORMER = Shape("Q-Former", 8, 12, 32, 257, 64)
-VIT = Shape("ViT", 8, 12, 577, 577, 64, [0])
-PROMPT = Shape("prompt", 1, 32, 2048, 2048, 128, list(range(0, 2048, 128)))
+VIT = Shape("ViT", 8, 12, 577, 577, 64, (0,))
+PROMPT = Shape("prompt", 1, 32, 2048, 2048, 128, tuple(range(0, 2048, 128)))
 GOALS = {
     CROSS: {"eager": 5.0, "sdpa + rows": 3.5, "sdpa, no map": 2.0},
     PROMPT: {"eager": 3.0, "sdpa + rows": 1.7},
@@ -56,7 +56,7 @@ def cases(device: str = "cpu") -> Iterator[Case]:
     for shape in (CROSS, Q_FORMER):
         yield _gradient_case(shape, device)
     yield _forward_case(CROSS, device, torch.bfloat16)
-    for shape in (VIT, VIT._replace(rows=list(range(8))), PROMPT):
+    for shape in (VIT, VIT._replace(rows=tuple(range(8))), PROMPT):
         yield _map_case(shape, device)
 
 
