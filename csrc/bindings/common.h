@@ -21,4 +21,15 @@ auto with_type(bool wide, const Body& body) {
     return wide ? body(double{0}) : body(float{0});
 }
 
+// Calls `body` with zeros of the element types of numbers and of what goes with them, bytes or the same.
+template <class Body>
+void with_types(bool wide, bool bytes, const Body& body) {
+    with_type(wide, [&](auto zero) {
+        if (bytes)
+            body(zero, uint8_t{0});
+        else
+            body(zero, zero);
+    });
+}
+
 }  // namespace cpgr

@@ -97,7 +97,7 @@ void anchor_contrast(const E* anchors, const E* queries, const int64_t* positive
     write_best(anchors, queries, shape, values, indices, threads);
     const auto sum_exp = CPGR_SIMD(sum_exp<T>);
     const int64_t row = shape.images * shape.k;
-    const Buffer<T> scratch(std::max(1, threads) * row);
+    const Scratch<T> scratch(std::max(1, threads) * row);
     std::atomic<int64_t> next{0};
     parallel_for(shape.queries, (1 << 14) / std::max<int64_t>(row, 1) + 1, threads, [&](int64_t begin, int64_t end) {
         T* const mine = scratch.get() + next++ * row;

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "anchors.h"
-#include "buffer.h"
+#include "scratch.h"
 #include "parallel.h"
 #include "simd/anchors.h"
 
@@ -34,7 +34,7 @@ void best_anchors(const E* anchors, const E* queries, AnchorShape shape, const u
     const int64_t panels = (shape.queries + panel - 1) / panel;
     const auto queries_in = [&](int64_t p) { return std::min(panel, shape.queries - p * panel); };
 
-    const Buffer<char> packed(panels * bytes);
+    const Scratch<char> packed(panels * bytes);
     parallel_for(panels, kProductsPerThread / std::max<int64_t>(panel * shape.width * 16, 1) + 1, threads,
                  [&](int64_t begin, int64_t end) {
                      for (int64_t p = begin; p < end; ++p)
@@ -57,8 +57,8 @@ void best_anchors(const E* anchors, const E* queries, AnchorShape shape, const u
     const int64_t query_parts = split_queries ? std::min(wanted / image_parts, panels) : 1;
     const int64_t parts = image_parts * query_parts, most_panels = (panels + query_parts - 1) / query_parts;
     const int64_t stages = whole ? 1 : most_panels;
-    const Buffer<T> all_scores(parts * tile_rows * panel), all_best(parts * stages * kept);
-    const Buffer<Index<T>> all_where(parts * stages * kept);
+    const Scratch<T> all_scores(parts * tile_rows * panel), all_best(parts * stages * kept);
+    const Scratch<Index<T>> all_where(parts * stages * kept);
 
     parallel_for(parts, 1, static_cast<int>(parts), [&](int64_t part, int64_t) {
         T* const scores = all_scores.get() + part * tile_rows * panel;

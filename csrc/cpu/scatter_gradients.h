@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "anchors.h"
-#include "buffer.h"
+#include "scratch.h"
 #include "parallel.h"
 #include "simd/anchors.h"
 
@@ -94,10 +94,10 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
     const int64_t together = std::clamp<int64_t>(kSlots / winners.most(), 1, block_images);
     const int64_t slots_together = together * winners.most();
     const int64_t parts = std::min<int64_t>(threads, chunks), per_part = 2 * slots_together * columns;
-    const Buffer<T> shares(block_queries * block_images * k), scratch(parts * per_part);
-    const Buffer<T> q_columns(chunks * block_queries * columns), q_grads(chunks * block_queries * columns);
-    const Buffer<int32_t> slots(block_queries * block_images * k);
-    const Buffer<const void*> rows_ahead(parts * 2 * slots_together);
+    const Scratch<T> shares(block_queries * block_images * k), scratch(parts * per_part);
+    const Scratch<T> q_columns(chunks * block_queries * columns), q_grads(chunks * block_queries * columns);
+    const Scratch<int32_t> slots(block_queries * block_images * k);
+    const Scratch<const void*> rows_ahead(parts * 2 * slots_together);
     std::atomic<bool> in_range{true};
     const auto filled = [&](int64_t chunk) { return std::min(columns, width - chunk * columns); };
 

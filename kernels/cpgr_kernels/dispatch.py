@@ -10,6 +10,7 @@ once, at the first call of an op.
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, wraps
 from typing import NamedTuple
 
@@ -56,6 +57,8 @@ class Row(NamedTuple):
 def register(op: str, **functions: Callable) -> None:
     """Register an op's implementations by backend; `reference` is among them always."""
     functions["reference"] = _without_autocast(functions["reference"])
+    if "triton" in functions:
+        functions["triton"] = _on_its_device(functions["triton"])
     _implementations[op] = {name: functions[name] for name in BACKENDS if name in functions}
 
 
@@ -65,6 +68,18 @@ def _without_autocast(function: Callable) -> Callable:
     @wraps(function)
     def run(*arguments, **options):
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*arguments, **options)
+
+    return run
+
+
+def _on_its_device(function: Callable) -> Callable:
+    """Triton launches on the current device, whatever the tensors' is."""
+
+    @wraps(function)
+    def run(*arguments, **options):
+        tensor = next(each for each in arguments if isinstance(each, torch.Tensor))
+        with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
             return function(*arguments, **options)
 
     return run

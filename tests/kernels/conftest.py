@@ -15,6 +15,13 @@ ROOT = Path(__file__).parents[2]
 LEVELS = ("generic", "avx2", "avx512", "avx512bf16")
 
 
+def pytest_collection_modifyitems(items):
+    """Whatever asks for the CUDA device is what `pytest -m gpu` runs."""
+    for item in items:
+        if "cuda" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(params=LEVELS)
 def isa(request):
     """Runs the test on the C++ kernels of each instruction set."""

@@ -4,21 +4,6 @@
 
 namespace cpgr::cpu_bindings {
 
-namespace {
-
-// Calls `body` with zeros of the response's and the mask's element type.
-template <class Body>
-void with_types(bool wide, bool bytes, const Body& body) {
-    with_type(wide, [&](auto zero) {
-        if (bytes)
-            body(zero, uint8_t{0});
-        else
-            body(zero, zero);
-    });
-}
-
-}  // namespace
-
 void bind_mask_overlap(pybind11::module_& m) {
     m.def("mask_overlap", [](bool wide, bool bytes, Address responses, Address masks, int64_t batch, int64_t maps,
                              int64_t count, int64_t pixels, double threshold, Address inter, Address response,

@@ -221,15 +221,14 @@ def _attend(
         _check_window(module, others.get("sliding_window"), attention_mask, key)
         device = query.device
         q, k, v, settings, hidden = _arguments(module, query, key, value, attention_mask, scaling, is_causal)
-        with torch.autocast(device.type, enabled=False):  # what is inside the ops is no concern of autocast
-            for capture, place in places:
-                rows = capture.rows.of(q.shape[2], device, place[0])
-                if output is None and not dropout:
-                    output, found = attention_with_map(q, k, v, rows=rows, **settings)
-                    output = output.transpose(1, 2)
-                else:
-                    found = attention_map(q, k, rows=rows, **settings)
-                capture.add(place, F.pad(found, (0, hidden)) if hidden else found)
+        for capture, place in places:
+            rows = capture.rows.of(q.shape[2], device, place[0])
+            if output is None and not dropout:
+                output, found = attention_with_map(q, k, v, rows=rows, **settings)
+                output = output.transpose(1, 2)
+            else:
+                found = attention_map(q, k, rows=rows, **settings)
+            capture.add(place, F.pad(found, (0, hidden)) if hidden else found)
     if output is None:
         mask = {"attention_mask": attention_mask, "is_causal": is_causal}
         output, _ = sdpa(module, query, key, value, **mask, dropout=dropout, scaling=scaling, **others)

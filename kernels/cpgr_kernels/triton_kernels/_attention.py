@@ -5,7 +5,6 @@ instruction of the card. A score is the product of q and k times FACTOR's value 
 the multiplication waits until the maximum is subtracted.
 """
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import native
+from ._common import INTERPRETED
 
-# Triton's interpreter multiplies the bit patterns of bfloat16, so it is given float32.
-INTERPRETED = native.triton_interprets()
 LOG2E = 1.4426950408889634
 LARGEST_HEAD = 512  # bytes of a row; tiles of wider ones do not fit the registers
 
@@ -140,11 +137,6 @@ def widths(width: int, value_width: int | None = None) -> dict[str, Any]:
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
     """The first three strides of a tensor whose last dimension is contiguous."""
     return {f"{name}_{axis}": stride for axis, stride in zip("bht", tensor.stride())}
-
-
-def on_device(tensor: Tensor):
-    """Triton launches on the current device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def aot_case(kernel, name: str, dtype: str, constants: dict[str, Any], num_warps: int, num_stages: int) -> dict:

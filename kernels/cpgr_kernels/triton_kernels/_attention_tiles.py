@@ -4,15 +4,11 @@ A head has up to 128, 256 or 512 bytes: 64, 128 or 256 numbers of 16 bits. float
 takes smaller tiles. Nothing here has been tuned by time.
 """
 
-import torch
 import triton
 from torch import Tensor
 
 from ._attention import widths
-
-
-def multiprocessors(q: Tensor) -> int:
-    return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+from ._common import multiprocessors
 
 
 def _tile(rows: int, most: int) -> int:

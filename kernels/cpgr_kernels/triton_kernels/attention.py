@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import reference
 from . import attention_backward as backward_kernels
 from . import attention_forward as forward_kernels
-from ._attention import LARGEST_HEAD, aot_case, masks_of, on_device, precision, strides
-from ._attention_tiles import backward_tiles, forward_tiles, map_tiles, multiprocessors, scores_tiles
+from ._attention import LARGEST_HEAD, aot_case, masks_of, precision, strides
+from ._attention_tiles import backward_tiles, forward_tiles, map_tiles, scores_tiles
+from ._common import multiprocessors
 
 CHUNKS_OF_SUMS = 64
 
@@ -37,14 +38,13 @@ def attention_forward(
     shared = {"q": q, "k": k, "rows": q if rows is None else rows, **pointers, **strides("q", q), **strides("k", k)}
     shared |= {"heads": heads, "groups": groups, "length": length, "chosen": chosen, "keys": keys, "width": width}
     constants |= {"ROWS": rows is not None, **precision(q)}
-    with on_device(q):
-        if v is not None:
-            out, lse = _output(q, v, shared, constants)
-        elif _keeps_scores(q, k, chosen):
-            return None, *_map_of_kept_scores(q, maps, shared, constants)
-        else:
-            out, lse = None, _sums(q, shared, constants)
-        _map(maps, lse, shared, constants)
+    if v is not None:
+        out, lse = _output(q, v, shared, constants)
+    elif _keeps_scores(q, k, chosen):
+        return None, *_map_of_kept_scores(q, maps, shared, constants)
+    else:
+        out, lse = None, _sums(q, shared, constants)
+    _map(maps, lse, shared, constants)
     return out, maps, lse
 
 
@@ -196,21 +196,20 @@ def attention_backward(
         **precision(q),
     }
     values = {"v": q if grad_out is None else v, **_strides_or_none("v", None if grad_out is None else v)}
-    with on_device(q):
-        tiles, of_key = backward_tiles(q, lines, value_width)
-        per_lines = (triton.cdiv(lines, tiles["BLOCK_T"]) * heads * batch,)
-        backward_kernels.delta_kernel[per_lines](
-            out=_or(out, q), value_width=value_width, **_strides_or_none("o", out), **shared, **constants, **tiles
-        )
-        backward_kernels.query_kernel[per_lines](
-            grad_q=grad_q, grad_scale=scale, value_width=value_width, **strides("dq", grad_q),
-            **values, **shared, **constants, **tiles,
-        )  # fmt: skip
-        backward_kernels.key_kernel[(triton.cdiv(keys, of_key["BLOCK_S"]) * groups * batch,)](
-            grad_k=grad_k, grad_v=grad_v, grad_scale=scale, value_width=value_width,
-            **strides("dk", grad_k), **_strides_or_none("dv", None if grad_out is None else grad_v),
-            **values, **shared, **constants, **of_key,
-        )  # fmt: skip
+    tiles, of_key = backward_tiles(q, lines, value_width)
+    per_lines = (triton.cdiv(lines, tiles["BLOCK_T"]) * heads * batch,)
+    backward_kernels.delta_kernel[per_lines](
+        out=_or(out, q), value_width=value_width, **_strides_or_none("o", out), **shared, **constants, **tiles
+    )
+    backward_kernels.query_kernel[per_lines](
+        grad_q=grad_q, grad_scale=scale, value_width=value_width, **strides("dq", grad_q),
+        **values, **shared, **constants, **tiles,
+    )  # fmt: skip
+    backward_kernels.key_kernel[(triton.cdiv(keys, of_key["BLOCK_S"]) * groups * batch,)](
+        grad_k=grad_k, grad_v=grad_v, grad_scale=scale, value_width=value_width,
+        **strides("dk", grad_k), **_strides_or_none("dv", None if grad_out is None else grad_v),
+        **values, **shared, **constants, **of_key,
+    )  # fmt: skip
     return grad_q, grad_k, grad_v
 
 

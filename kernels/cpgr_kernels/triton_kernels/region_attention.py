@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ._attention import on_device, precision, product
+from ._attention import precision, product
 
 TILES = {"BLOCK_Q": 32, "BLOCK_R": 32, "BLOCK_C": 32}
 
@@ -142,8 +142,7 @@ def region_attention(maps, boxes, rows, columns, gamma, width, height, least_are
         (maps, map_step), (boxes, box_step) = _batches(maps), _batches(boxes)
         programs = triton.cdiv(queries, TILES["BLOCK_Q"]) * triton.cdiv(count, TILES["BLOCK_R"]) * batch
         settings = queries, count, rows * columns, rows, columns, width, height, gamma, least_area
-        with on_device(maps):
-            forward_kernel[(programs,)](maps, boxes, out, map_step, box_step, *settings, **TILES, **precision(maps))
+        forward_kernel[(programs,)](maps, boxes, out, map_step, box_step, *settings, **TILES, **precision(maps))
     return out
 
 
@@ -158,8 +157,7 @@ def region_attention_backward(grad, boxes, rows, columns, gamma, width, height, 
         grad, (boxes, box_step) = grad.contiguous(), _batches(boxes)
         programs = triton.cdiv(queries, TILES["BLOCK_Q"]) * triton.cdiv(rows * columns, TILES["BLOCK_C"]) * batch
         settings = queries, count, rows * columns, rows, columns, width, height, gamma, least_area
-        with on_device(grad):
-            backward_kernel[(programs,)](grad, boxes, found, box_step, *settings, **TILES, **precision(grad))
+        backward_kernel[(programs,)](grad, boxes, found, box_step, *settings, **TILES, **precision(grad))
     return found
 
 
