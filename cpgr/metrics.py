@@ -62,6 +62,7 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     proposal, so the most that pairing can reach.
     """
     made = [row for row in refined if row.kind != "dataset"]
+    written = [row for row in basic if row.kind != "dataset"]
     passed = [row for row in made if not row.reason.startswith("filtering")]
     judge = text_judge(truth)
     chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
@@ -69,7 +70,7 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     hits = paired_iou([chosen[e].box for e in known], [truth.boxes[e] for e in known]) >= HIT
     return {
         "keep_rate": len(passed) / len(made) if made else None,
-        "basic_precision": _precision(list(basic), judge),
+        "basic_precision": _precision(written, judge),
         "filter_precision": _precision(passed, judge),
         "pairing_hit_rate": float(hits.double().mean()) if known else None,
         "proposal_recall": proposal_recall(proposals, chosen, truth),
