@@ -400,6 +400,3 @@ class Ranked(Examples):
         if same and (not different or rng.random() < self.grounder.config.same_category):
             return rng.choice(same)
         return rng.choice(different) if different else None
-
-
-Config, Grounder = MAttNetConfig, MAttNetGrounder

@@ -196,6 +196,3 @@ class RealGINGrounder(WordGrounder):
 
     def losses(self, output: dict, batch: dict) -> dict:
         return realgin_losses(output, batch["boxes"], self.network.anchors, self.network.grid, self.config.loss_attention)
-
-
-Config, Grounder = RealGINConfig, RealGINGrounder

@@ -158,6 +158,3 @@ class SimRECGrounder(WordGrounder):
 
     def losses(self, output: dict, batch: dict) -> dict:
         return simrec_losses(output, batch["boxes"], self.network.grid, self.config.loss_box)
-
-
-Config, Grounder = SimRECConfig, SimRECGrounder

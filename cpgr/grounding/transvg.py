@@ -106,6 +106,3 @@ class TransVGGrounder(NetworkGrounder):
         if config.weighting == "cpl":
             return {"loss": ((batch["weights"] / 8).softmax(0) * losses).sum()}
         return {"loss": losses.mean()}
-
-
-Config, Grounder = TransVGConfig, TransVGGrounder
