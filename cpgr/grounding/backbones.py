@@ -96,13 +96,18 @@ class BackboneMaps(nn.Module):
     """The last three stages of an image backbone (ResNet, ConvNeXt, Swin, ...): strides 8, 16 and 32."""
 
     def __init__(self, name: str, size: int):
-        from transformers import AutoBackbone
+        from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
 
         super().__init__()
         try:
-            self.model = AutoBackbone.from_pretrained(name, out_indices=[-3, -2, -1], dtype=torch.float32)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            config = AutoConfig.from_pretrained(name, out_indices=[-3, -2, -1])
+            kind = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+            self.model, info = kind.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        except (OSError, ValueError, KeyError) as error:
             raise CpgrError(f"the visual branch {name!r} is no image backbone with maps of several strides: {error}") from error
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise CpgrError(f"the visual branch {name!r} lacks {len(missing)} of the backbone's weights, such as {missing[0]}")
         self.size = size
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("mean", mean[:, None, None] * 255, persistent=False)

@@ -21,12 +21,12 @@ NONE = -1
 class Places:
     """Where R regions lie.
 
-    boxes [R, 4] corners in 0..1 of the frame; location [R, 5] corners and area as shares of the image; alike [R, 25] the place of the
+    regions [R, 4] corners in 0..1 of the frame; location [R, 5] corners and area as shares of the image; alike [R, 25] the place of the
     nearest five regions of the same category, as seen from the region (zeros where there are fewer); context [R, 5] indices of its
     nearest five neighbours among the candidates, those of other categories first (-1: none); context_location [R, 5, 5] their places.
     """
 
-    boxes: torch.Tensor
+    regions: torch.Tensor
     location: torch.Tensor
     alike: torch.Tensor
     context: torch.Tensor

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import CpgrError
+
 Scales = Sequence[tuple[int, int]]  # channels and side of each map
 
 
@@ -52,6 +54,8 @@ class Garan(nn.Module):
 
     def __init__(self, text: int, width: int, heads: int = 2):
         super().__init__()
+        if heads < 1 or width % heads:
+            raise CpgrError(f"GARAN's {heads} heads do not part a width of {width} evenly; set the student's width and heads")
         self.heads, self.query = heads, nn.Linear(text, width)
         self.collect, self.spread, self.value = (nn.Conv2d(width, width, 1) for _ in range(3))
         self.norm = nn.BatchNorm2d(width)
@@ -103,6 +107,6 @@ class MultiScale(nn.Module):
 
 
 def check_scales(scales: Scales) -> None:
-    """Raises ValueError where the sides are not each half the last."""
+    """Raises CpgrError where the sides are not each half the last."""
     if any(a != 2 * b for (_, a), (_, b) in pairwise(scales)):
-        raise ValueError(f"the visual branch gives maps of {[side for _, side in scales]} cells a side; each must be half the last")
+        raise CpgrError(f"the visual branch gives maps of {[side for _, side in scales]} cells a side; each must be half the last")

@@ -163,7 +163,7 @@ class MAttNetNetwork(nn.Module):
         """
         low, high = unpack(levels.float(), self.scales[-2:])
         side = self.config.side
-        fine, coarse = self.low_norm(read_regions(low, places.boxes, side)), self.high_norm(read_regions(high, places.boxes, side))
+        fine, coarse = self.low_norm(read_regions(low, places.regions, side)), self.high_norm(read_regions(high, places.regions, side))
         look = self.look(torch.cat([fine, coarse], -1))
         look = F.relu(self.look_bn(look.flatten(0, 2)).view_as(look))
         named = self.attributes(look.mean(2)) if self.attributes is not None else None
@@ -276,13 +276,13 @@ class MAttNetGrounder(WordGrounder):
             first = {name: value[:, :1] for name, value in seen.items() if value is not None}
             other = network.score(first, network.say(batch["negative_ids"], batch["negative_mask"]))
             return {"scores": network.score(seen, said), "other": other[:, 0], "attributes": seen["attributes"]}
-        seen = network.see(batch["levels"], places, batch["boxes"])
+        seen = network.see(batch["levels"], places, batch["regions"])
         scores = network.score(seen, said).masked_fill(~batch["there"], float("-inf"))
         chance = (scores / self.config.margin).softmax(-1)
         score, best = chance.max(-1)
-        output = {"boxes": batch["boxes"][torch.arange(len(best), device=best.device), best], "score": score, "scores": scores}
+        output = {"boxes": batch["regions"][torch.arange(len(best), device=best.device), best], "score": score, "scores": scores}
         if attend:
-            covered = cell_coverage(batch["boxes"].flatten(0, 1), 1.0, network.grid).view(*chance.shape, -1)
+            covered = cell_coverage(batch["regions"].flatten(0, 1), 1.0, network.grid).view(*chance.shape, -1)
             spread = covered / covered.sum(-1, keepdim=True).clamp(min=1e-12)
             output["attention"] = (chance[..., None] * spread).sum(1)
             output["attention"] = output["attention"] / output["attention"].sum(-1, keepdim=True).clamp(min=1e-12)
@@ -317,13 +317,13 @@ def _weights(counts: Sequence[tuple[str, int]], most: float = 10.0) -> dict[str,
 
 def collate_places(places: Sequence[Places]) -> dict[str, torch.Tensor]:
     """Regions of several images side by side, [B, R, ...] by field name, and `there` [B, R] where there is one."""
-    longest = max(len(p.boxes) for p in places)
+    longest = max(len(p.regions) for p in places)
 
     def padded(values: Sequence[torch.Tensor], fill: float = 0.0) -> torch.Tensor:
         return torch.stack([torch.cat([v, v.new_full((longest - len(v), *v.shape[1:]), fill)]) for v in values])
 
     out = {name: padded([getattr(p, name) for p in places], NONE if name == "context" else 0) for name in Places.__dataclass_fields__}
-    return {**out, "there": torch.arange(longest) < torch.tensor([len(p.boxes) for p in places])[:, None]}
+    return {**out, "there": torch.arange(longest) < torch.tensor([len(p.regions) for p in places])[:, None]}
 
 
 class Ranked(Examples):
@@ -390,7 +390,7 @@ class Ranked(Examples):
         regions = collate_places(places)
         regions.pop("there")
         return {
-            **base, **regions, "candidates": collate_places([self.candidates[i].places for i in indices])["boxes"],
+            **base, **regions, "candidates": collate_places([self.candidates[i].places for i in indices])["regions"],
             "rival": torch.tensor(rival, dtype=torch.float32).view(len(indices), -1), "attributes": self.told[indices],
             "negative_ids": self.word_ids[pick], "negative_mask": self.word_mask[pick],
         }  # fmt: skip

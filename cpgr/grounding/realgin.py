@@ -7,7 +7,9 @@ a cross-entropy on GARAN's attention.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from .wordwise import WordGrounder
 
 IGNORE = 0.5  # a box that meets the label's by more is no negative
 SIGMA = 3.0  # of the smooth L1
+PRIOR = 0.01  # confidence of every box at the start
 
 
 @dataclass
@@ -44,7 +47,7 @@ class RealGINConfig(GrounderConfig):
     heads: int = 2
     anchors: list[tuple[float, float]] = field(default_factory=lambda: [(137.0, 256.0), (248.0, 272.0), (386.0, 271.0)])
     loss_attention: float = 0.5
-    attention: str = "box"
+    attention: Literal["box", "garan"] = "box"
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             steps=54_500, batch_size=35, learning_rate=1e-3, weight_decay=0.0, warmup=0, schedule="steps", falls=(30 / 45, 35 / 45, 40 / 45)
@@ -92,6 +95,7 @@ class RealGINNetwork(nn.Module):
         self.garan = Garan(text, config.width, config.heads)
         self.gate = TextGate(Residual(config.width), text, config.width)
         self.head = nn.Conv2d(config.width, 5 * len(config.anchors), 1)
+        nn.init.constant_(self.head.bias.data[4::5], -math.log(1 / PRIOR - 1))
         self.register_buffer("anchors", torch.tensor(config.anchors) / branch.size, persistent=False)
 
     def visual_levels(self, frames: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class SimRECConfig(GrounderConfig):
     heads: int = 2
     head_width: int = 256
     loss_box: float = 5.0
-    attention: str = "box"
+    attention: Literal["box", "garan"] = "box"
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             steps=33_125, batch_size=32, learning_rate=1e-4, weight_decay=0.0, betas=(0.9, 0.98), epsilon=1e-9, warmup=3_975,

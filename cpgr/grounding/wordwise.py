@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import CpgrError
 from ..labels import Label
 from ..language import PAD, Words
 from .grounder import NetworkGrounder
@@ -33,6 +34,8 @@ class WordGrounder(NetworkGrounder):
         raise NotImplementedError
 
     def _build(self, rows: Sequence[Label]) -> nn.Module:
+        if min(len(rows), self.config.training.batch_size) < 2:
+            raise CpgrError(f"{self.name} is trained on two or more labels at once (batch norm); there are {len(rows)}, in batches of {self.config.training.batch_size}")
         self.words = Words.of(row.expression for row in rows)
         return self._network()
 
