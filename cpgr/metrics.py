@@ -78,10 +78,10 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
 
 
 def proposal_recall(proposals: LabelTable, chosen: dict[str, Label], truth: Truth) -> float | None:
-    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5."""
+    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5; None without proposals."""
     regions = {image: [row.box for row in rows] for image, rows in proposals.by_image().items()}
     known = [(row.image_id, truth.boxes[e]) for e, row in chosen.items() if e in truth.boxes]
-    if not known:
+    if not known or not regions:
         return None
     found = sum(
         bool((box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor(regions[image], dtype=torch.float64)) >= HIT).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -94,7 +95,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
         (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
-    parts = recipe.build(config, accelerator, root / "work")
+    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work")
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -40,7 +41,10 @@ class TrainingConfig:
         betas: AdamW's two rates of averaging.
         epsilon: What AdamW adds to the root of the second moment.
         warmup: Steps of linear warm-up.
-        final_rate: Learning rate at the end of the cosine, as a share of `learning_rate`.
+        final_rate: Learning rate at the end of a cosine or an exponential fall, as a share of `learning_rate`.
+        schedule: How the rate falls after the warm-up: `cosine`; `steps`, to a tenth at each of `falls`; or `exponential`,
+            from the first of `falls` on.
+        falls: Shares of the training at which the rate falls.
         clip: Largest gradient norm; 0 does not clip.
         ema: Decay of the running average of weights that is validated and kept (0: the last weights are).
         workers: Processes that load data.
@@ -58,6 +62,8 @@ class TrainingConfig:
     epsilon: float = 1e-8
     warmup: int = 50
     final_rate: float = 0.0
+    schedule: Literal["cosine", "steps", "exponential"] = "cosine"
+    falls: tuple[float, ...] = ()
     clip: float = 1.0
     ema: float = 0.0
     workers: int = 0
@@ -229,6 +235,11 @@ def parameter_groups(model: nn.Module, config: TrainingConfig, pretrained: Calla
 def _rate(step: int, steps: int, config: TrainingConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.schedule == "steps":
+        return 0.1 ** sum(step >= share * steps for share in config.falls)
+    if config.schedule == "exponential":
+        start = steps * (config.falls[0] if config.falls else 0.0)
+        return config.final_rate ** (max(0.0, step - start) / max(1.0, steps - start))
     done = (step - config.warmup) / max(1, steps - config.warmup)
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 

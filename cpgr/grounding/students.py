@@ -10,9 +10,17 @@ from typing import Literal
 from ..errors import CpgrError
 from ..stages import Grounder
 from ..training import TrainingConfig
+from .mattnet import MAttNetConfig, MAttNetGrounder
+from .realgin import RealGINConfig, RealGINGrounder
+from .simrec import SimRECConfig, SimRECGrounder
 from .transvg import TransVGConfig, TransVGGrounder
 
-GROUNDERS = {"transvg": (TransVGConfig, TransVGGrounder)}
+GROUNDERS = {
+    "realgin": (RealGINConfig, RealGINGrounder),
+    "simrec": (SimRECConfig, SimRECGrounder),
+    "transvg": (TransVGConfig, TransVGGrounder),
+    "mattnet": (MAttNetConfig, MAttNetGrounder),
+}
 
 
 @dataclass
@@ -20,12 +28,18 @@ class StudentConfig:
     """The network that is taught.
 
     Attributes:
-        student: Which of those below.
-        transvg: TransVG.
+        student: Which of those below; the others' settings have no effect.
+        realgin: RealGIN, one-stage with prior boxes.
+        simrec: SimREC, one-stage and anchor-free.
+        transvg: TransVG, a transformer.
+        mattnet: MAttNet, which chooses among a detector's regions.
     """
 
-    student: Literal["transvg"] = "transvg"
+    student: Literal["realgin", "simrec", "transvg", "mattnet"] = "transvg"
+    realgin: RealGINConfig = field(default_factory=RealGINConfig)
+    simrec: SimRECConfig = field(default_factory=SimRECConfig)
     transvg: TransVGConfig = field(default_factory=TransVGConfig)
+    mattnet: MAttNetConfig = field(default_factory=MAttNetConfig)
 
     @property
     def training(self) -> TrainingConfig:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..config import RunConfig
 from ..cycle import Parts
@@ -32,6 +33,8 @@ class Config(RunConfig):
         refinement: RefCLIP, the teacher.
         grounding: The student.
     """
+
+    shipped: ClassVar[tuple[str, ...]] = ("students",)
 
     cycles: int = 1
     refinement: AnchorConfig = field(default_factory=AnchorConfig)
