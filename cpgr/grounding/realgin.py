@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from cpgr_kernels import box_iou
 from torch import nn
 
+from ..data.proposals.darknet import ConvBlock, Residuals
 from ..regions import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..training import TrainingConfig
 from .backbones import map_branch
 from .grounder import GrounderConfig, Step
-from .maps import Garan, Scales, TextGate, check_scales, conv, pack, unpack
+from .maps import Garan, Scales, TextGate, check_scales, pack, unpack
 from .recurrent import RecurrentConfig, RecurrentEncoder
 from .wordwise import WordGrounder
 
@@ -62,7 +63,7 @@ class FeatureSelection(nn.Module):
         super().__init__()
         coarse, self.layers = scales[-1], nn.ModuleList()
         for channels, side in scales[:-1]:
-            self.layers.append(nn.Sequential(conv(channels, channels, 3, side // coarse[1]), nn.Conv2d(channels, width, 1)))
+            self.layers.append(nn.Sequential(ConvBlock(channels, channels, 3, side // coarse[1]), nn.Conv2d(channels, width, 1)))
         self.layers.append(nn.Identity() if coarse[0] == width else nn.Conv2d(coarse[0], width, 1))
         self.choose = nn.Linear(text, len(scales))
 
@@ -70,17 +71,6 @@ class FeatureSelection(nn.Module):
         """Maps fine to coarse, text [B, D] -> [B, width, H, W] of the coarsest."""
         weights = self.choose(text).softmax(-1)[:, :, None, None, None]
         return (torch.stack([layer(m) for layer, m in zip(self.layers, maps, strict=True)], 1) * weights).sum(1)
-
-
-class Residual(nn.Module):
-    """DarkNet's block: 1 x 1 and 3 x 3 convolutions, added to their input."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.body = nn.Sequential(conv(width, width // 2), conv(width // 2, width, 3))
-
-    def forward(self, x):
-        return x + self.body(x)
 
 
 class RealGINNetwork(nn.Module):
@@ -93,7 +83,7 @@ class RealGINNetwork(nn.Module):
         self.language, text = RecurrentEncoder(config.language, words), 2 * config.language.width
         self.select = FeatureSelection(branch.scales, text, config.width)
         self.garan = Garan(text, config.width, config.heads)
-        self.gate = TextGate(Residual(config.width), text, config.width)
+        self.gate = TextGate(Residuals(config.width, 1), text, config.width)
         self.head = nn.Conv2d(config.width, 5 * len(config.anchors), 1)
         nn.init.constant_(self.head.bias.data[4::5], -math.log(1 / PRIOR - 1))
         self.register_buffer("anchors", torch.tensor(config.anchors) / branch.size, persistent=False)

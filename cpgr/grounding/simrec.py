@@ -20,7 +20,7 @@ from ..regions import cxcywh_to_xyxy
 from ..training import TrainingConfig
 from .backbones import map_branch
 from .grounder import GrounderConfig, Step
-from .maps import Garan, MultiScale, TextGate, check_scales, conv, pack, unpack
+from .maps import Garan, MultiScale, TextGate, check_scales, pack, unpack
 from .wordwise import WordGrounder
 
 RADIUS = 2.5  # cells around a label's centre that may answer for it
@@ -71,7 +71,7 @@ class SimRECNetwork(nn.Module):
         )
         self.fuse = MultiScale([(width, side) for _, side in self.scales], width)
         self.garan = Garan(text, width, config.heads)
-        self.stem = nn.Sequential(*(conv(a, inner, k, activation=nn.SiLU) for a, k in ((width, 1), (inner, 3), (inner, 3))))
+        self.stem = nn.Sequential(*(layer for a, k in ((width, 1), (inner, 3), (inner, 3)) for layer in _smooth(a, inner, k)))
         self.box, self.objectness = nn.Conv2d(inner, 4, 1), nn.Conv2d(inner, 1, 1)
         nn.init.constant_(self.objectness.bias, -math.log(1 / PRIOR - 1))
 
@@ -96,6 +96,11 @@ class SimRECNetwork(nn.Module):
         return {
             "cell_boxes": cell_boxes, "objectness": objectness, "reasoning": reasoning.float(), "boxes": boxes, "score": score.sigmoid(),
         }  # fmt: skip
+
+
+def _smooth(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    """YOLOX's convolution: batch norm and SiLU after it."""
+    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()]
 
 
 def read_boxes(raw: torch.Tensor, grid: int) -> torch.Tensor:
