@@ -82,13 +82,13 @@ class NetworkGrounder:
         """Ids and mask of the texts, [N, T]."""
         raise NotImplementedError
 
-    def _step(self) -> Step:
-        """The network with its loss."""
-        raise NotImplementedError
-
     def _output(self, batch: dict, attend: bool) -> dict:
         """The network's answer to a batch: `boxes` [B, 4] corners in 0..1 of the frame, `score` [B], and if asked
         `attention` [B, grid * grid] whose rows sum to 1."""
+        raise NotImplementedError
+
+    def losses(self, output: dict, batch: dict) -> dict:
+        """The losses of a training batch's output by name, their sum under `loss`."""
         raise NotImplementedError
 
     def _pretrained(self, name: str) -> bool:
@@ -144,6 +144,9 @@ class NetworkGrounder:
 
     def _examples(self, rows: list[Label], images: Images) -> Examples:
         return Examples(rows, images, self)
+
+    def _step(self) -> Step:
+        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     # -- the contract -----------------------------------------------------------------------------------------
 

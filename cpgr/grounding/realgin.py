@@ -20,10 +20,10 @@ from ..data.proposals.darknet import ConvBlock, Residuals
 from ..regions import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..training import TrainingConfig
 from .backbones import map_branch
-from .grounder import GrounderConfig, Step
+from .grounder import GrounderConfig
 from .maps import Garan, Scales, TextGate, check_scales, pack, unpack
 from .recurrent import RecurrentConfig, RecurrentEncoder
-from .wordwise import WordGrounder
+from .wordwise import CellGrounder
 
 IGNORE = 0.5  # a box that meets the label's by more is no negative
 SIGMA = 3.0  # of the smooth L1
@@ -170,23 +170,13 @@ def realgin_losses(output: dict, targets: torch.Tensor, anchors: torch.Tensor, g
     return {**losses, "loss": sum(losses.values())}
 
 
-class RealGINGrounder(WordGrounder):
+class RealGINGrounder(CellGrounder):
     """`stages.Grounder` by a `RealGINNetwork`."""
 
     name = "realgin"
 
     def _network(self) -> RealGINNetwork:
         return RealGINNetwork(self.config, map_branch(self.config.visual, self.config.image_size), len(self.words))
-
-    def _output(self, batch: dict, attend: bool) -> dict:
-        output = self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"])
-        if attend:
-            logits = output["confidence" if self.config.attention == "box" else "reasoning"]
-            output["attention"] = logits.masked_fill(~batch["cells"], float("-inf")).softmax(-1)
-        return output
-
-    def _step(self) -> Step:
-        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     def losses(self, output: dict, batch: dict) -> dict:
         return realgin_losses(output, batch["boxes"], self.network.anchors, self.network.grid, self.config.loss_attention)
