@@ -55,8 +55,10 @@ def opened_grounder(root: Path, cycle: int | None, part: str = "grounding"):
     from ..report.folder import read_config
     from ..training import make_accelerator
 
-    number, folder = find_artefact(root, cycle, part, f"trained {part} model")
     config = read_config(root)
+    if part == "refinement" and any(root.glob("cycle-*/refined.parquet")) and not any(root.glob("cycle-*/refinement")):
+        raise CpgrError(f"{root}: the Refinement of its recipe ({config.get('recipe', recipes.RECIPES[0])}) trains no model; leave out --part")
+    number, folder = find_artefact(root, cycle, part, f"trained {part} model")
     name = config.get("recipe", recipes.RECIPES[0])
     if name not in recipes.RECIPES:
         raise CpgrError(f"{root} is a run of the recipe {name!r}, which this version does not have ({', '.join(recipes.RECIPES)})")
