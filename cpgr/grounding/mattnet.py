@@ -85,6 +85,10 @@ class MAttNetConfig(GrounderConfig):
         )
     )  # fmt: skip
 
+    def __post_init__(self):
+        if min(self.side, self.negatives) < 1 or self.margin <= 0:
+            raise CpgrError(f"mattnet: side {self.side} and negatives {self.negatives} must be 1 or more, margin {self.margin} more than 0")
+
 
 class Scaled(nn.Module):
     """Features brought to length 1, times a learned factor each."""

@@ -17,6 +17,7 @@ from cpgr_kernels import box_iou
 from torch import nn
 
 from ..data.proposals.darknet import ConvBlock, Residuals
+from ..errors import CpgrError
 from ..regions import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..training import TrainingConfig
 from .backbones import map_branch
@@ -54,6 +55,10 @@ class RealGINConfig(GrounderConfig):
             steps=54_500, batch_size=35, learning_rate=1e-3, weight_decay=0.0, warmup=0, schedule="steps", falls=(30 / 45, 35 / 45, 40 / 45)
         )
     )
+
+    def __post_init__(self):
+        if not self.anchors or min(side for anchor in self.anchors for side in anchor) <= 0:
+            raise CpgrError(f"realgin: anchors {self.anchors} must be one or more pairs of a width and a height, in pixels of the frame")
 
 
 class FeatureSelection(nn.Module):

@@ -186,6 +186,15 @@ def test_errors(accelerator, tmp_path, small_world, labels, name):
         student(name, accelerator, tmp_path).load(tmp_path / "empty")
 
 
+def test_settings_that_cannot_be_are_named():
+    for changes in ({"side": 0}, {"negatives": 0}, {"margin": 0.0}):
+        with pytest.raises(CpgrError, match="mattnet: side"):
+            replace(CONFIG.mattnet, **changes)
+    for anchors in ([], [(16.0, 0.0)]):
+        with pytest.raises(CpgrError, match="realgin: anchors"):
+            replace(CONFIG.realgin, anchors=anchors)
+
+
 def test_an_artefact_of_no_student_is_refused(accelerator, tmp_path):
     (tmp_path / "config.json").write_text('{"grounder": "maxnet"}')
     with pytest.raises(CpgrError, match="'maxnet', which this version does not have"):
