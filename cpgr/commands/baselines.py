@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     problems, found = Problems(config.data.on_bad), {}
     tables, truths = [LabelTable(), LabelTable()], Truth()
     names = [name.strip() for name in config.data.train_split.split(",") if name.strip()]
+    if not names:
+        raise CpgrError("--data.train_split names no split")
     with tempfile.TemporaryDirectory(prefix="cpgr-") as work:
         data = ensure_world(config.data, Path(work) / "world") if config.data.format == "scenes" else config.data
         parts = recipe.build(config, make_accelerator(config.precision), Path(work))

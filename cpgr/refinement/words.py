@@ -48,7 +48,7 @@ class WordConfig:
     size: float = 0.3
     near: float = 1.0
     ordinal: float = 2.0
-    plural: float = 1.0
+    plural: float = 2.0
     detector: float = 0.5
     area: float = 0.3
 

@@ -62,8 +62,8 @@ class ProposalConfig:
             raise CpgrError(f"detection.attributes: {self.attributes!r} is none of auto, detector, pixels, none")
         if unknown := set(self.extra) - set(EXTRA):
             raise CpgrError(f"detection.extra: {', '.join(sorted(unknown))} is none of {', '.join(EXTRA)}")
-        if self.max_regions < 1 or self.batch_size < 1:
-            raise CpgrError("detection.max_regions and detection.batch_size must be 1 or more")
+        if min(self.max_regions, self.batch_size, self.colours) < 1:
+            raise CpgrError("detection.max_regions, detection.batch_size and detection.colours must be 1 or more")
 
 
 class Detector(Protocol):
@@ -76,7 +76,7 @@ def build_detector(spec: str, config: ProposalConfig) -> Detector:
     """The detector that `spec` names.
 
     `builtin` (the package's own for the built-in world; `builtin:FOLDER` another of its kind),
-    `transformers:NAME_OR_FOLDER` (any object-detection model of Hugging Face), `onnx:FILE` (a YOLOX network),
+    `transformers:NAME_OR_FOLDER` (any object-detection model of Hugging Face), `onnx:FILE` (a YOLOX or FastestDet network),
     `file:FILE` (detections made elsewhere: COCO results or CPL's dump). Raises CpgrError with what to do.
     """
     kind, _, where = spec.partition(":")
