@@ -111,8 +111,8 @@ def _choices(row: Label, regions: list[Label], box: list[float]) -> list[float]:
     hit = box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor([r.box for r in regions], dtype=torch.float64))[0] >= HIT
     areas = [(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) for r in regions]
     scores = [r.scores.get("detector", 1.0) for r in regions]
-    said = names.read(row.expression)
-    named = [i for i, r in enumerate(regions) if names.named(said.head, r.category) == 1] or list(range(len(regions)))
+    fits = names.fits(names.read(row.expression).head, [r.category for r in regions])
+    named = [i for i, fit in enumerate(fits) if fit == 1] or list(range(len(regions)))
     mine = float(paired_iou([row.box], [box])[0] >= HIT)
     largest, best = hit[areas.index(max(areas))], hit[scores.index(max(scores))]
     return [mine, float(hit.any()), float(largest), float(best), float(hit[named].double().mean()), float(hit.double().mean())]

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.proposals.names import PERSON, Reading, read_names, single
+from ..data.proposals.names import PERSON, Reading, groups, read_names
 from ..data.proposals.regions import PARTS, plural
 from ..labels import Label
 from .text_match import TextMatch
 
-PEOPLE = frozenset((PERSON, plural(PERSON), *PARTS))
+PEOPLE = [PERSON, plural(PERSON), *PARTS]
 
 
 @dataclass
@@ -67,9 +67,9 @@ class WordFit:
         rows = []
         for text in expressions:
             said = self.names.read(text)
-            named = torch.tensor([self._named(said, row.category) for row in regions])
+            named = torch.tensor(self._named(said, facts))
             score = config.name * named + config.detector * facts.detector + config.area * facts.area
-            if not self._of_a_person(said.head):
+            if said.head and not any(self.names.fits(said.head, PEOPLE)):
                 score -= config.nobody * facts.people
             score += config.plural * (facts.many == said.plural)
             if said.colours:
@@ -78,26 +78,19 @@ class WordFit:
                 score -= config.place * (facts.centre[:, axis] - at).abs()
             score += config.depth * said.depth * (facts.boxes[:, 3] + facts.area / 4) + config.size * said.size * facts.area
             for word in said.others:
-                score -= config.near * facts.away([self.names.named(word, row.category) == 1 for row in regions])
+                score -= config.near * facts.away([fit == 1 for fit in self.names.fits(word, facts.categories)])
             if said.ordinal >= 0:
                 score += config.ordinal * facts.ranked(said, named)
             rows.append(score)
         return torch.stack(rows)
 
-    def _named(self, said: Reading, category: str) -> float:
-        """How surely the expression names the class, 0..1."""
-        other = max((self.names.named(word, category) for word in said.others), default=0.0)
-        return max(self._head(said.head, category), self.config.other * other)
-
-    def _head(self, word: str, category: str) -> float:
-        if not word or not category:
-            return 0.0
-        if self.names.knows(word):
-            return self.names.named(word, category)
-        return max(self.names.named(word, category), self.config.vectors * self._alike(word, single(category)))
-
-    def _of_a_person(self, word: str) -> bool:
-        return not word or any(self.names.named(word, category) for category in PEOPLE)
+    def _named(self, said: Reading, facts: _Facts) -> list[float]:
+        """How surely the expression names each region's class, 0..1."""
+        own = self.names.fits(said.head, facts.categories)
+        if said.head and not self.names.knows(said.head) and self.config.vectors:
+            own = [max(fit, self.config.vectors * self._alike(said.head, one)) for fit, one in zip(own, facts.members, strict=True)]
+        others = [self.names.fits(word, facts.categories) for word in said.others]
+        return [max(fit, self.config.other * max(more, default=0.0)) for fit, *more in zip(own, *others, strict=True)]
 
     def _alike(self, word: str, category: str) -> float:
         """Likeness to the class's words: the greatest cosine, counted from 0.5 on, 0..1."""
@@ -114,13 +107,15 @@ class _Facts:
 
     def __init__(self, regions: list[Label]):
         first = regions[0]
-        self.regions = regions
+        self.regions, self.categories = regions, [row.category for row in regions]
+        one = groups(self.categories)
+        self.members = [one.get(name, name) for name in self.categories]
         self.boxes = torch.tensor([row.box for row in regions], dtype=torch.float32) / torch.tensor([first.width, first.height] * 2)
         self.centre = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
         self.area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1).clamp(min=1e-4).log()
         self.detector = torch.tensor([row.scores.get("detector", 1.0) for row in regions]).clamp(min=1e-3).log()
         self.people = torch.tensor([float(row.category in PEOPLE) for row in regions])
-        self.many = torch.tensor([single(row.category) != row.category for row in regions])
+        self.many = torch.tensor([name in one for name in self.categories])
 
     def coloured(self, colours: tuple[str, ...]) -> torch.Tensor:
         return torch.tensor([float(bool({*colours} & {*row.attributes})) for row in self.regions])

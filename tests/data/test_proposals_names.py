@@ -32,7 +32,8 @@ def test_colours_places_sizes_and_numbers():
 
 
 def test_what_a_word_names():
-    assert NAMES.named("lady", "person") == NAMES.named("lady", "people") == NAMES.named("puppy", "dogs") == 1
+    assert NAMES.named("lady", "person") == 1 and NAMES.named("lady", "people") == 0
+    assert NAMES.fits("lady", ["people", "person", "dog"]) == [1, 1, 0] and NAMES.fits("crowd", ["people", "person"]) == [1, 0]
     assert NAMES.named("shirt", "shirt") == 1 and NAMES.named("shirt", "person") == 0.5 and NAMES.named("shirt", "dog") == 0
     assert NAMES.named("phone", "cell phone") == NAMES.named("grass", "ground") == 1
     assert NAMES.named("", "") == NAMES.named("", "person") == 0

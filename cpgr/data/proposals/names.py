@@ -73,11 +73,15 @@ class Names:
         return word in self.classes or word in self.owners
 
     def named(self, word: str, category: str) -> float:
-        """How surely `word` names a region of the class: 1, BELONGING or 0. A group has its members' names."""
-        one = single(category)
-        if {category, one} & self.classes.get(word, set()) or word == category != "":
+        """How surely `word` names a region of the class: 1, BELONGING or 0."""
+        if category in self.classes.get(word, ()) or word == category != "":
             return 1.0
         return BELONGING if category in self.owners.get(word, ()) else 0.0
+
+    def fits(self, word: str, categories: list[str]) -> list[float]:
+        """`named` of the classes of one image's regions; a group ("dogs" beside "dog") has its members' names too."""
+        members = groups(categories)
+        return [max(self.named(word, one) for one in {name, members.get(name, name)}) for name in categories]
 
     def singular(self, word: str) -> tuple[str, bool]:
         """The word as the list has it, and whether it was a plural."""
@@ -136,10 +140,9 @@ class Names:
         return known[-1] if known else len(words) - 1
 
 
-@cache
-def single(category: str) -> str:
-    """The class of which `category` is the group's word, or itself."""
-    return next((one for one in COCO_CLASSES if plural(one) == category), category)
+def groups(categories: list[str]) -> dict[str, str]:
+    """The group words that may stand beside these classes, each with its members' class."""
+    return {plural(name): name for name in categories if name and plural(name) != name}
 
 
 @cache

@@ -46,8 +46,8 @@ def plural(category: str) -> str:
     if category == "person":
         return "people"
     if category.endswith(("s", "sh", "ch", "x")):
-        return category if category in ("skis", "scissors") else f"{category}es"
-    return category if category == "sheep" else f"{category}s"
+        return f"{category}es"
+    return f"{category}s"
 
 
 def _parts(box: np.ndarray) -> list[tuple[str, list[float]]]:
