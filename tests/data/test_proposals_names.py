@@ -15,6 +15,7 @@ NAMES = read_names()
         ("the dog behind the bench", "dog"), ("woman white shirt", "woman"), ("blue tennis ball", "ball"), ("guy with a frisbee", "guy"),
         ("two young boys", "boy"), ("man eating a banana", "man"), ("hand by the white plate", "hand"), ("far left", ""), ("", ""),
         ("a man's hat", "man"), ("several knives", "knife"), ("glockenspiel", "glockenspiel"), ("lady in polka dots", "lady"),
+        ("orange on the left", "orange"), ("orange cat", "cat"), ("traffic light", "light"), ("lady with glasses", "lady"),
     ],
 )  # fmt: skip
 def test_the_word_for_the_thing_itself(text, head):

@@ -99,6 +99,7 @@ class Names:
         colours: list[str] = []
         places: list[tuple[int, float]] = []
         content: list[str] = []
+        own_names: list[str] = []  # colour words that name a class as well
         depth = size = 0.0
         ordinal, several, own, cut = -1, False, 0, False
         for word in re.findall(r"[a-z0-9][a-z0-9'-]*", text.lower()):
@@ -116,12 +117,15 @@ class Names:
                 ordinal = _ORDINALS[word]
             elif word in self.colours:
                 colours += sorted(self.colours[word])
+                own_names += [word] if self.knows(word) else []
             elif word in _NUMBERS or word.isdigit():
                 several = several or not cut
                 content += [word] if self.knows(word) else []
             elif word and word not in _FILLERS:
                 content.append(word)
             own = own if cut else len(content)
+        if not content:  # "the orange"
+            content = own_names
         singulars = [self.singular(word) for word in content]
         words = [word for word, _ in singulars]
         at = self._head(words[: own or len(words)])
