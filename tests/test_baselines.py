@@ -69,5 +69,8 @@ def test_mistakes_are_said_in_a_line(data, capsys):
     assert command("--data.train_split", "nowhere") == 2
     assert command("--detection.extra", "[halo]") == 2
     assert "halo is none of parts, groups, scenery" in capsys.readouterr().err
+    assert command("--run", "runs/cpgr") == 2
+    error = capsys.readouterr().err
+    assert "--run" in error and error.count("\n") == 1
     assert command("--data.train_split", ",") == 2
     assert "names no split" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Propose, write the templates, pair, compare, print."""
     recipe, config = _config(args.more)
 
+    from transformers.utils import logging as transformers_logging
+
     from ..data.readers import read_split
     from ..data.records import Problems, Truth
     from ..data.world import ensure_world
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from ..metrics import pairing_baselines
     from ..training import make_accelerator, seed_everything
 
+    transformers_logging.disable_progress_bar()
     problems, found = Problems(config.data.on_bad), {}
     tables, truths = [LabelTable(), LabelTable()], Truth()
     names = [name.strip() for name in config.data.train_split.split(",") if name.strip()]
@@ -65,12 +69,14 @@ def run(args: argparse.Namespace) -> int:
             found["all"] = pairing_baselines(*tables, truths) | {"regions": len(tables[0])}
     print(json.dumps(found, indent=2) if args.json else "\n\n".join(_table(name, some) for name, some in found.items()))
     if skipped := problems.summary():
-        print(f"skipped records: {skipped}")
+        print(f"skipped records: {skipped}", file=sys.stderr)
     return 0
 
 
 def _config(options: list[str]):
     """The recipe and its config, as `cpgr run` reads them."""
+    from jsonargparse import ArgumentError
+
     from .. import recipes
     from ..config import make_parser, name_configs, split_recipe
     from ..run import NOT_CONFIG
@@ -78,7 +84,11 @@ def _config(options: list[str]):
     name, rest = split_recipe(options, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, "cpgr labels baselines")
-    options = parser.instantiate(parser.parse_args(name_configs(rest)))
+    parser.exit_on_error = False
+    try:
+        options = parser.instantiate(parser.parse_args(name_configs(rest)))
+    except ArgumentError as error:
+        raise CpgrError(str(error)) from error
     return recipe, recipe.Config(**{key: value for key, value in vars(options).items() if key not in NOT_CONFIG})
 
 
