@@ -34,13 +34,14 @@ NOMINAL_SIDE = 16  # of the attention map where the detector has object queries 
 
 
 class Answers(NamedTuple):
-    """Of Q queries: the box [Q, 4] in original pixels, the chosen anchor [Q] among its image's, its objectness and raw score
-    [Q], the share of the softmax over its image's anchors [Q, K], and those anchors' cells [Q, K]."""
+    """Of Q queries: the box [Q, 4] in original pixels, the chosen anchor [Q] among its image's, its objectness, raw score and
+    class [Q], the share of the softmax over its image's anchors [Q, K], and those anchors' cells [Q, K]."""
 
     boxes: torch.Tensor
     anchor: torch.Tensor
     objectness: torch.Tensor
     similarity: torch.Tensor
+    classes: torch.Tensor
     shares: torch.Tensor
     cells: torch.Tensor
 
@@ -221,7 +222,8 @@ class AnchorRefiner:
             scores = {
                 "objectness": float(found.objectness[i]), "similarity": float(found.similarity[i]), "confidence": float(found.shares[i].max()),
             }  # fmt: skip
-            refined.append(dataclasses.replace(row, box=found.boxes[i].tolist(), region_id=regions[i], scores=scores))
+            name = self.detector.names[int(found.classes[i])]
+            refined.append(dataclasses.replace(row, box=found.boxes[i].tolist(), region_id=regions[i], category=name, scores=scores))
         return LabelTable(refined)
 
     def ground(self, queries: Sequence[Query]) -> Grounded:
@@ -240,7 +242,7 @@ class AnchorRefiner:
         parts = [part for part in self._answered(list(queries))]
         if not parts:
             none, k = torch.zeros(0), self.config.anchors
-            return Answers(torch.zeros(0, 4), none.long(), none, none, torch.zeros(0, k), torch.zeros(0, k, dtype=torch.long))
+            return Answers(torch.zeros(0, 4), none.long(), none, none, none.long(), torch.zeros(0, k), torch.zeros(0, k, dtype=torch.long))
         order = torch.cat([index for index, _ in parts]).argsort()
         return Answers(*(torch.cat(values)[order] for values in zip(*(part for _, part in parts), strict=True)))
 
@@ -269,7 +271,7 @@ class AnchorRefiner:
         frame_boxes = cells.boxes[place, cell].cpu()
         boxes = [_to_image(box, self.detector.size, images[p]) for box, p in zip(frame_boxes, place.tolist(), strict=True)]
         at = mine if self.detector.side else _centre_cells(cells.boxes[place[:, None], mine], self.detector.size, NOMINAL_SIDE)
-        values = (anchor, cells.best[place, cell], similarity, scores.softmax(1), at)
+        values = (anchor, cells.best[place, cell], similarity, cells.classes[place, cell], scores.softmax(1), at)
         return Answers(torch.stack(boxes), *(v.cpu() for v in values))
 
 

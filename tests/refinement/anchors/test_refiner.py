@@ -76,7 +76,7 @@ def test_every_detector_teaches(config, accelerator, tmp_path, small_world):
         assert 0 <= x1 < x2 <= row.width and 0 <= y1 < y2 <= row.height
         if config.detector_norm == "eval":
             region = regions[row.image_id][row.region_id]
-            assert row.box == pytest.approx(region.box) and row.scores["objectness"] == pytest.approx(region.scores["detector"])
+            assert row.category == region.category and row.box == pytest.approx(region.box) and row.scores["objectness"] == pytest.approx(region.scores["detector"])
         else:
             assert row.region_id == -1
     asked = queries(split)
