@@ -213,7 +213,7 @@ class AnchorRefiner:
     ) -> LabelTable:
         """Each expression with its anchor's box: rows of kind "dataset" with the scores `objectness`, `similarity` (the raw
         product) and `confidence` (its share among the image's anchors)."""
-        rows = [row for row in basic if split_words(row.expression)]
+        rows = list(basic)
         found = self._answer([Query(split.images[row.image_id], row.expression) for row in rows])
         # anchors that drifted are not the proposals any more
         regions = found.anchor.tolist() if self.config.detector_norm == "eval" else [-1] * len(rows)
