@@ -157,3 +157,19 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
 
     with pytest.raises(FloatingPointError, match="loss is not finite"):
         go(tmp_path / "w", make(Broken))
+
+
+def test_the_rate_falls_as_asked():
+    from cpgr.training import _rate
+
+    def rates(steps=100, **options):
+        config = TrainingConfig(warmup=0, **options)
+        return [_rate(step, steps, config) for step in range(steps + 1)]
+
+    stepped = rates(schedule="steps", falls=(0.5, 0.75))
+    assert stepped[0] == stepped[49] == 1 and stepped[50] == stepped[74] == pytest.approx(0.1) and stepped[75] == pytest.approx(0.01)
+    # MAttNet: the full rate for a while, then a tenth every so many steps
+    fallen = rates(steps=300, schedule="exponential", falls=(80 / 300,), final_rate=0.1 ** (220 / 80))
+    assert fallen[80] == 1 and fallen[160] == pytest.approx(0.1) and fallen[240] == pytest.approx(0.01)
+    cosine = rates(final_rate=0.2)
+    assert cosine[0] == 1 and cosine[50] == pytest.approx(0.6) and cosine[100] == pytest.approx(0.2)

@@ -29,9 +29,7 @@ def read_labels(path: str | Path, split: Split, data: DataConfig) -> LabelTable:
     `data` is the config `split` was read by: its `train_split` is the split that is taken of a file which holds several. Raises
     CpgrError for a file of no known kind, for one about other images, and as the readers do.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CpgrError(f"{path}: there is no such label file (give one ending in {KINDS})")
+    path = label_file(path)
     if path.suffix == ".parquet":
         rows = [row for row in LabelTable.load(path) if row.kept and row.box is not None and row.expression]
     else:
@@ -44,6 +42,13 @@ def read_labels(path: str | Path, split: Split, data: DataConfig) -> LabelTable:
     if len(table) < len(rows):
         log.warning("%s: %d of its %d labels are about images that the split %s does not have", path, len(rows) - len(table), len(rows), split.name)
     return table
+
+
+def label_file(path: str | Path) -> Path:
+    """The path of a label file that is there."""
+    if not Path(path).is_file():
+        raise CpgrError(f"{path}: there is no such label file (give one ending in {KINDS})")
+    return Path(path)
 
 
 def held_labels(split: Split, truth: Truth) -> LabelTable:

@@ -2,7 +2,8 @@
 
 `visual_branch` gives cell tokens, one set a level of an encoder: `builtin` is the built-in world's detector,
 `transformers:NAME_OR_FOLDER` a DETR-type detector (CPL starts from DETR's ResNet-50 and encoder).
-`map_branch` gives feature maps of several strides: `builtin`, or `transformers:NAME_OR_FOLDER` of an image backbone.
+`map_branch` gives feature maps of several strides: `builtin`, `darknet:FILE` (RefCLIP's detector), or
+`transformers:NAME_OR_FOLDER` of an image backbone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data.proposals.darknet import HEADS, STRIDES
+from ..data.proposals.darknet_weights import read_darknet
 from ..data.proposals.tiny_detector import TinyDetector
 from ..errors import CpgrError
 
@@ -120,6 +123,26 @@ class BackboneMaps(nn.Module):
         return list(self.model((frames.to(self.mean.dtype) - self.mean) / self.std).feature_maps)
 
 
+class DarkNetMaps(nn.Module):
+    """RefCLIP's DarkNet-53 by the file of its weights: what its three heads read. The heads are not computed."""
+
+    fill = (127, 127, 127)
+
+    def __init__(self, file: str, size: int):
+        super().__init__()
+        if size % 32:
+            raise CpgrError(f"image_size {size}: DarkNet's frames are a multiple of 32 pixels")
+        self.network = read_darknet(file)
+        for place in HEADS:
+            self.network.module_list[place] = nn.Identity()
+        self.size = size
+        self.scales = [(c, size // stride) for c, stride in zip(self.network.config.channels, STRIDES, strict=True)][::-1]
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """uint8 [B, 3, S, S] -> maps, fine to coarse."""
+        return self.network(frames)[0][::-1]
+
+
 def map_branch(spec: str, size: int) -> nn.Module:
     """The branch named by `spec`, for frames of `size` pixels (0: the branch's own, or 416).
 
@@ -130,4 +153,6 @@ def map_branch(spec: str, size: int) -> nn.Module:
         return TinyMaps(name or BUILTIN / "detector")
     if kind == "transformers" and name:
         return BackboneMaps(name, size or 416)
-    raise CpgrError(f"unknown visual branch {spec!r}: give builtin or transformers:NAME_OR_FOLDER")
+    if kind == "darknet" and name:
+        return DarkNetMaps(name, size or 416)
+    raise CpgrError(f"unknown visual branch {spec!r}: give builtin, darknet:FILE or transformers:NAME_OR_FOLDER")

@@ -30,7 +30,7 @@ class GrounderConfig:
     """What every grounding model has.
 
     Attributes:
-        visual: Visual branch: `builtin`, or `transformers:NAME_OR_FOLDER` of a detector.
+        visual: Visual branch: `builtin`, `darknet:FILE` (yolov3_coco.pth), or `transformers:NAME_OR_FOLDER` of an image backbone.
         image_size: Side of the network's frame in pixels (letterboxed); 0 takes the branch's own.
         freeze_visual: Keep the visual branch as it is; its output is then computed once an image.
         warm_start: Go on from the last cycle's weights instead of the pretrained ones.
@@ -82,13 +82,13 @@ class NetworkGrounder:
         """Ids and mask of the texts, [N, T]."""
         raise NotImplementedError
 
-    def _step(self) -> Step:
-        """The network with its loss."""
-        raise NotImplementedError
-
     def _output(self, batch: dict, attend: bool) -> dict:
         """The network's answer to a batch: `boxes` [B, 4] corners in 0..1 of the frame, `score` [B], and if asked
         `attention` [B, grid * grid] whose rows sum to 1."""
+        raise NotImplementedError
+
+    def losses(self, output: dict, batch: dict) -> dict:
+        """The losses of a training batch's output by name, their sum under `loss`."""
         raise NotImplementedError
 
     def _pretrained(self, name: str) -> bool:
@@ -101,10 +101,10 @@ class NetworkGrounder:
         branch, config = network.branch, self.config
         branch.requires_grad_(not config.freeze_visual)
         self.network = network.to(self.accelerator.device).eval()
-        self.size = branch.size
+        self.size, self.fill = branch.size, getattr(branch, "fill", (0, 0, 0))
         if config.freeze_visual and self.store is None:
             self.store = FeatureStore(
-                self._encode, branch.size, "letterbox", memory_mb=config.memory_mb, folder=self.work / "features"
+                self._encode, self.size, "letterbox", memory_mb=config.memory_mb, folder=self.work / "features", fill=self.fill
             )
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -135,7 +135,7 @@ class NetworkGrounder:
         if self.store is not None:
             self.store.add({image.image_id: image for image in images}, "visual features")
             return self.store[[image.image_id for image in images]].to(self.accelerator.device)
-        return load_frames(images, self.size, "letterbox").to(self.accelerator.device)
+        return load_frames(images, self.size, "letterbox", self.fill).to(self.accelerator.device)
 
     def _cells(self, images: Sequence[Image]) -> torch.Tensor:
         """[B, cells] True where the picture, not its padding, lies."""
@@ -144,6 +144,9 @@ class NetworkGrounder:
 
     def _examples(self, rows: list[Label], images: Images) -> Examples:
         return Examples(rows, images, self)
+
+    def _step(self) -> Step:
+        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     # -- the contract -----------------------------------------------------------------------------------------
 

@@ -10,15 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.proposals.darknet import ConvBlock
 from ..errors import CpgrError
 
 Scales = Sequence[tuple[int, int]]  # channels and side of each map
-
-
-def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, activation: type[nn.Module] | None = None) -> nn.Sequential:
-    """Convolution without bias, batch norm, and leaky ReLU of slope 0.1 or another activation."""
-    act = activation() if activation else nn.LeakyReLU(0.1)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), act)
 
 
 def pack(maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -84,7 +79,7 @@ class MultiScale(nn.Module):
         self.up, self.down = nn.ModuleList(), nn.ModuleList()
 
         def step(inputs: int) -> nn.Sequential:
-            return nn.Sequential(conv(inputs, half), conv(half, half, 3))
+            return nn.Sequential(ConvBlock(inputs, half, 1), ConvBlock(half, half, 3))
 
         joined = [*channels]  # channels of each map once something has come down or up to it
         for place in range(len(scales) - 2, -1, -1):
@@ -93,7 +88,7 @@ class MultiScale(nn.Module):
         for place in range(1, len(scales)):
             self.down.append(step(joined[place - 1]))
             joined[place] += half
-        self.out = conv(joined[-1], width)
+        self.out = ConvBlock(joined[-1], width, 1)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps fine to coarse, each side half the last -> [B, width, H, W] of the coarsest."""

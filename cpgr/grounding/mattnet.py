@@ -29,7 +29,7 @@ from ..stages import Images, Query
 from ..training import TrainingConfig
 from .backbones import map_branch
 from .candidates import NONE, SAME_OBJECT, Candidates, Places
-from .grounder import Examples, GrounderConfig, Step
+from .grounder import Examples, GrounderConfig
 from .maps import pack, unpack
 from .recurrent import RecurrentConfig, RecurrentEncoder
 from .wordwise import WordGrounder
@@ -84,6 +84,10 @@ class MAttNetConfig(GrounderConfig):
             falls=(8 / 30,), final_rate=0.1 ** (22 / 8),
         )
     )  # fmt: skip
+
+    def __post_init__(self):
+        if min(self.side, self.negatives) < 1 or self.margin <= 0:
+            raise CpgrError(f"mattnet: side {self.side} and negatives {self.negatives} must be 1 or more, margin {self.margin} more than 0")
 
 
 class Scaled(nn.Module):
@@ -287,9 +291,6 @@ class MAttNetGrounder(WordGrounder):
             output["attention"] = (chance[..., None] * spread).sum(1)
             output["attention"] = output["attention"] / output["attention"].sum(-1, keepdim=True).clamp(min=1e-12)
         return output
-
-    def _step(self) -> Step:
-        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     def losses(self, output: dict, batch: dict) -> dict:
         """Ranking of the region and of the expression, and the region's attributes; means over the batch."""

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from cpgr_kernels import box_iou
 from torch import nn
 
+from ..data.proposals.darknet import ConvBlock, Residuals
+from ..errors import CpgrError
 from ..regions import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..training import TrainingConfig
 from .backbones import map_branch
-from .grounder import GrounderConfig, Step
-from .maps import Garan, Scales, TextGate, check_scales, conv, pack, unpack
+from .grounder import GrounderConfig
+from .maps import Garan, Scales, TextGate, check_scales, pack, unpack
 from .recurrent import RecurrentConfig, RecurrentEncoder
-from .wordwise import WordGrounder
+from .wordwise import CellGrounder
 
 IGNORE = 0.5  # a box that meets the label's by more is no negative
 SIGMA = 3.0  # of the smooth L1
@@ -54,6 +56,10 @@ class RealGINConfig(GrounderConfig):
         )
     )
 
+    def __post_init__(self):
+        if not self.anchors or min(side for anchor in self.anchors for side in anchor) <= 0:
+            raise CpgrError(f"realgin: anchors {self.anchors} must be one or more pairs of a width and a height, in pixels of the frame")
+
 
 class FeatureSelection(nn.Module):
     """AFS: every map brought to the coarsest one's size, and their mean weighted by a softmax that the text gives."""
@@ -62,7 +68,7 @@ class FeatureSelection(nn.Module):
         super().__init__()
         coarse, self.layers = scales[-1], nn.ModuleList()
         for channels, side in scales[:-1]:
-            self.layers.append(nn.Sequential(conv(channels, channels, 3, side // coarse[1]), nn.Conv2d(channels, width, 1)))
+            self.layers.append(nn.Sequential(ConvBlock(channels, channels, 3, side // coarse[1]), nn.Conv2d(channels, width, 1)))
         self.layers.append(nn.Identity() if coarse[0] == width else nn.Conv2d(coarse[0], width, 1))
         self.choose = nn.Linear(text, len(scales))
 
@@ -70,17 +76,6 @@ class FeatureSelection(nn.Module):
         """Maps fine to coarse, text [B, D] -> [B, width, H, W] of the coarsest."""
         weights = self.choose(text).softmax(-1)[:, :, None, None, None]
         return (torch.stack([layer(m) for layer, m in zip(self.layers, maps, strict=True)], 1) * weights).sum(1)
-
-
-class Residual(nn.Module):
-    """DarkNet's block: 1 x 1 and 3 x 3 convolutions, added to their input."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.body = nn.Sequential(conv(width, width // 2), conv(width // 2, width, 3))
-
-    def forward(self, x):
-        return x + self.body(x)
 
 
 class RealGINNetwork(nn.Module):
@@ -93,7 +88,7 @@ class RealGINNetwork(nn.Module):
         self.language, text = RecurrentEncoder(config.language, words), 2 * config.language.width
         self.select = FeatureSelection(branch.scales, text, config.width)
         self.garan = Garan(text, config.width, config.heads)
-        self.gate = TextGate(Residual(config.width), text, config.width)
+        self.gate = TextGate(Residuals(config.width, 1), text, config.width)
         self.head = nn.Conv2d(config.width, 5 * len(config.anchors), 1)
         nn.init.constant_(self.head.bias.data[4::5], -math.log(1 / PRIOR - 1))
         self.register_buffer("anchors", torch.tensor(config.anchors) / branch.size, persistent=False)
@@ -180,23 +175,13 @@ def realgin_losses(output: dict, targets: torch.Tensor, anchors: torch.Tensor, g
     return {**losses, "loss": sum(losses.values())}
 
 
-class RealGINGrounder(WordGrounder):
+class RealGINGrounder(CellGrounder):
     """`stages.Grounder` by a `RealGINNetwork`."""
 
     name = "realgin"
 
     def _network(self) -> RealGINNetwork:
         return RealGINNetwork(self.config, map_branch(self.config.visual, self.config.image_size), len(self.words))
-
-    def _output(self, batch: dict, attend: bool) -> dict:
-        output = self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"])
-        if attend:
-            logits = output["confidence" if self.config.attention == "box" else "reasoning"]
-            output["attention"] = logits.masked_fill(~batch["cells"], float("-inf")).softmax(-1)
-        return output
-
-    def _step(self) -> Step:
-        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     def losses(self, output: dict, batch: dict) -> dict:
         return realgin_losses(output, batch["boxes"], self.network.anchors, self.network.grid, self.config.loss_attention)

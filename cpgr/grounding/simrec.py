@@ -19,9 +19,9 @@ from ..language import LanguageConfig, LanguageEncoder
 from ..regions import cxcywh_to_xyxy
 from ..training import TrainingConfig
 from .backbones import map_branch
-from .grounder import GrounderConfig, Step
-from .maps import Garan, MultiScale, TextGate, check_scales, conv, pack, unpack
-from .wordwise import WordGrounder
+from .grounder import GrounderConfig
+from .maps import Garan, MultiScale, TextGate, check_scales, pack, unpack
+from .wordwise import CellGrounder
 
 RADIUS = 2.5  # cells around a label's centre that may answer for it
 CANDIDATES = 10  # of the best overlaps, whose sum says how many cells do
@@ -71,7 +71,7 @@ class SimRECNetwork(nn.Module):
         )
         self.fuse = MultiScale([(width, side) for _, side in self.scales], width)
         self.garan = Garan(text, width, config.heads)
-        self.stem = nn.Sequential(*(conv(a, inner, k, activation=nn.SiLU) for a, k in ((width, 1), (inner, 3), (inner, 3))))
+        self.stem = nn.Sequential(*(layer for a, k in ((width, 1), (inner, 3), (inner, 3)) for layer in _smooth(a, inner, k)))
         self.box, self.objectness = nn.Conv2d(inner, 4, 1), nn.Conv2d(inner, 1, 1)
         nn.init.constant_(self.objectness.bias, -math.log(1 / PRIOR - 1))
 
@@ -81,7 +81,7 @@ class SimRECNetwork(nn.Module):
     def forward(self, levels, word_ids, word_mask, cell_mask) -> dict:
         """levels as packed maps [B, N], word_ids and word_mask [B, T], cell_mask [B, cells] True inside the picture.
 
-        Returns `cell_boxes` [B, cells, 4] corners in 0..1 of the frame, `objectness` [B, cells] and `reasoning` [B, cells] (GARAN's)
+        Returns `cell_boxes` [B, cells, 4] corners in 0..1 of the frame, `confidence` (objectness) and `reasoning` (GARAN's), [B, cells]
         as logits, and of the cell with the greatest objectness inside the picture `boxes` [B, 4] and `score` [B].
         """
         _, text = self.language(word_ids)
@@ -94,8 +94,13 @@ class SimRECNetwork(nn.Module):
         score, best = objectness.masked_fill(~cell_mask, float("-inf")).max(1)
         boxes = cell_boxes[torch.arange(len(best), device=best.device), best]
         return {
-            "cell_boxes": cell_boxes, "objectness": objectness, "reasoning": reasoning.float(), "boxes": boxes, "score": score.sigmoid(),
+            "cell_boxes": cell_boxes, "confidence": objectness, "reasoning": reasoning.float(), "boxes": boxes, "score": score.sigmoid(),
         }  # fmt: skip
+
+
+def _smooth(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    """YOLOX's convolution: batch norm and SiLU after it."""
+    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()]
 
 
 def read_boxes(raw: torch.Tensor, grid: int) -> torch.Tensor:
@@ -135,27 +140,17 @@ def simrec_losses(output: dict, targets: torch.Tensor, grid: int, box_weight: fl
     mine = output["cell_boxes"][positive]
     iou = box_iou(mine, targets[:, None].expand_as(output["cell_boxes"])[positive], pairwise=False)
     box = box_weight * (1 - iou**2).sum() / count
-    objectness = F.binary_cross_entropy_with_logits(output["objectness"], positive.float(), reduction="sum") / count
+    objectness = F.binary_cross_entropy_with_logits(output["confidence"], positive.float(), reduction="sum") / count
     return {"box": box, "objectness": objectness, "loss": box + objectness}
 
 
-class SimRECGrounder(WordGrounder):
+class SimRECGrounder(CellGrounder):
     """`stages.Grounder` by a `SimRECNetwork`."""
 
     name = "simrec"
 
     def _network(self) -> SimRECNetwork:
         return SimRECNetwork(self.config, map_branch(self.config.visual, self.config.image_size), len(self.words))
-
-    def _output(self, batch: dict, attend: bool) -> dict:
-        output = self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"])
-        if attend:
-            logits = output["objectness" if self.config.attention == "box" else "reasoning"]
-            output["attention"] = logits.masked_fill(~batch["cells"], float("-inf")).softmax(-1)
-        return output
-
-    def _step(self) -> Step:
-        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     def losses(self, output: dict, batch: dict) -> dict:
         return simrec_losses(output, batch["boxes"], self.network.grid, self.config.loss_box)

@@ -12,7 +12,7 @@ from ..labels import Label
 from ..training import TrainingConfig
 from ..vocabulary import clean, extend, located
 from .backbones import visual_branch
-from .grounder import GrounderConfig, NetworkGrounder, Step
+from .grounder import GrounderConfig, NetworkGrounder
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 
 
@@ -92,9 +92,6 @@ class TransVGGrounder(NetworkGrounder):
 
     def _pretrained(self, name: str) -> bool:
         return "branch." in name or "text_encoder." in name
-
-    def _step(self) -> Step:
-        return Step(self.network, self.config.freeze_visual, self._output, self.losses)
 
     def losses(self, output: dict, batch: dict) -> dict:
         """The loss on a batch (TransVG 3.3; CPL's weighting of labels)."""

@@ -49,3 +49,14 @@ class WordGrounder(NetworkGrounder):
     def _words(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = self.words.encode(texts, self.longest)
         return ids, ids != PAD
+
+
+class CellGrounder(WordGrounder):
+    """A one-stage `WordGrounder`: its network's output has logits of every cell, `confidence` and GARAN's `reasoning`."""
+
+    def _output(self, batch: dict, attend: bool) -> dict:
+        output = self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"])
+        if attend:
+            logits = output["confidence" if self.config.attention == "box" else "reasoning"]
+            output["attention"] = logits.masked_fill(~batch["cells"], float("-inf")).softmax(-1)
+        return output

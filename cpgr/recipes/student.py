@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ..config import RunConfig
 from ..cycle import Parts
-from ..data.label_files import held_labels, read_labels
+from ..data.label_files import held_labels, label_file, read_labels
 from ..data.proposals import build_detector, propose
 from ..data.readers import DataConfig, read_split
 from ..data.records import Problems, Split
@@ -48,6 +48,8 @@ class Config(RunConfig):
 
 def build(config: Config, accelerator, work: Path) -> Parts:
     """The three parts, ready for `cycle.run`. `work` holds caches that may be thrown away."""
+    if config.labels != TRUTH:
+        label_file(config.labels)  # a mistyped name is said before the run's folder is made
 
     def proposals(split: Split) -> LabelTable:
         if config.proposals == "none":

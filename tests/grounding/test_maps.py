@@ -66,9 +66,9 @@ def test_the_text_gates_the_map():
 
 def test_multi_scale_fusion_reads_every_scale_and_has_the_published_widths():
     layer = MultiScale([(512, 52), (512, 26), (512, 13)], 512)
-    inputs = [[block[0][0].in_channels for block in way] for way in (layer.up, layer.down)]
+    inputs = [[block[0].conv.in_channels for block in way] for way in (layer.up, layer.down)]
     # coarse -> middle, (middle, 256) -> fine; (fine, 256) -> middle, (middle, 256, 256) -> coarse
-    assert inputs == [[512, 768], [768, 1024]] and layer.out[0].in_channels == 768
+    assert inputs == [[512, 768], [768, 1024]] and layer.out.conv.in_channels == 768
     layer, made = MultiScale(SCALES, 8).eval(), maps()
     out = layer(made)
     assert out.shape == (3, 8, 2, 2)

@@ -58,7 +58,7 @@ def test_the_losses():
     boxes[0, GRID + 1] = targets[0]
     boxes[1, 4 * GRID + 4] = torch.tensor([4.0, 4.0, 6.0, 5.0]) / GRID
     objectness = torch.zeros(2, GRID * GRID)
-    losses = simrec_losses({"cell_boxes": boxes, "objectness": objectness}, targets, GRID, box_weight=5.0)
+    losses = simrec_losses({"cell_boxes": boxes, "confidence": objectness}, targets, GRID, box_weight=5.0)
     assert losses["box"].item() == pytest.approx(5 * (0 + (1 - 0.25)) / 2, rel=1e-5)
     assert losses["objectness"].item() == pytest.approx(2 * 64 * math.log(2) / 2, rel=1e-5)
     assert losses["loss"].item() == pytest.approx(losses["box"].item() + losses["objectness"].item())
@@ -68,5 +68,5 @@ def test_gradients_are_finite_where_nothing_overlaps():
     raw = torch.full((2, GRID * GRID, 4), -9.0, requires_grad=True)
     objectness = torch.zeros(2, GRID * GRID, requires_grad=True)
     targets = torch.tensor([[0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 0.50001, 0.50001]])
-    simrec_losses({"cell_boxes": read_boxes(raw, GRID), "objectness": objectness}, targets, GRID, 5.0)["loss"].backward()
+    simrec_losses({"cell_boxes": read_boxes(raw, GRID), "confidence": objectness}, targets, GRID, 5.0)["loss"].backward()
     assert torch.isfinite(raw.grad).all() and torch.isfinite(objectness.grad).all()

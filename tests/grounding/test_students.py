@@ -158,6 +158,19 @@ def test_an_image_backbone_serves_as_visual_branch(accelerator, tmp_path, small_
         assert grounder.attend(asked(small_world)[:2]).maps.shape == (2, 16)
 
 
+def test_refclips_darknet_serves_as_visual_branch(accelerator, tmp_path, small_world, labels):
+    from cpgr.data.proposals.darknet import DarkNet, DarkNetConfig
+
+    seed_everything("darknet")
+    torch.save(DarkNet(DarkNetConfig(width=2, blocks=(1, 1, 1, 1, 1), classes=3)).state_dict(), tmp_path / "yolo.pth")
+    for name in STUDENTS:
+        grounder = fitted(name, accelerator, tmp_path / name, small_world, labels, visual=f"darknet:{tmp_path / 'yolo.pth'}", image_size=128)
+        assert grounder.network.scales == [(16, 16), (32, 8), (64, 4)] and grounder.fill == (127, 127, 127)
+        assert grounder.attend(asked(small_world)[:2]).maps.shape == (2, 16)
+    with pytest.raises(CpgrError, match="multiple of 32"):
+        fitted(name, accelerator, tmp_path, small_world, labels, visual=f"darknet:{tmp_path / 'yolo.pth'}", image_size=100)
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_errors(accelerator, tmp_path, small_world, labels, name):
     with pytest.raises(CpgrError, match="no labels to train on"):
@@ -171,6 +184,15 @@ def test_errors(accelerator, tmp_path, small_world, labels, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CpgrError, match="not a grounding model"):
         student(name, accelerator, tmp_path).load(tmp_path / "empty")
+
+
+def test_settings_that_cannot_be_are_named():
+    for changes in ({"side": 0}, {"negatives": 0}, {"margin": 0.0}):
+        with pytest.raises(CpgrError, match="mattnet: side"):
+            replace(CONFIG.mattnet, **changes)
+    for anchors in ([], [(16.0, 0.0)]):
+        with pytest.raises(CpgrError, match="realgin: anchors"):
+            replace(CONFIG.realgin, anchors=anchors)
 
 
 def test_an_artefact_of_no_student_is_refused(accelerator, tmp_path):

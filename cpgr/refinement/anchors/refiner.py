@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ...data.features import FeatureStore, load_frames
+from ...data.proposals.darknet_weights import load_state, read_state
 from ...data.records import Image, Split
 from ...errors import CpgrError, DataError
 from ...labels import Label, LabelTable
@@ -22,7 +23,7 @@ from ...stages import Attention, Generator, Grounded, Grounder, Images, Query
 from ...training import parameter_groups, train
 from ...vocabulary import batches
 from ..text_match import read_vectors
-from .checkpoints import check_words, load_state, published_names, read_state
+from .checkpoints import check_words, published_names
 from .network import AnchorNetwork, ContrastStep, choose_cells, own_scores
 from .settings import AnchorConfig
 from .sources import Cells, Packing, build_source, rebuild_source

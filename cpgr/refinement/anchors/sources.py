@@ -13,12 +13,12 @@ from torch import nn
 
 from ...data.proposals.coco import COCO_CLASSES
 from ...data.proposals.darknet import BOXES, DarkNet, DarkNetConfig
+from ...data.proposals.darknet_weights import read_darknet
 from ...data.proposals.detections import first_line
 from ...data.proposals.tiny_detector import TinyDetector
 from ...errors import CpgrError
 from ...regions import cxcywh_to_xyxy
 from ...vocabulary import BUILTIN
-from .checkpoints import read_darknet
 from .fusion import CellFusion, MultiScaleFusion
 
 

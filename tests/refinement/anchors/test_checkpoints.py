@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cpgr.data.proposals.darknet import DarkNet, DarkNetConfig
+from cpgr.data.proposals.darknet_weights import load_state, read_darknet, read_state
 from cpgr.errors import CpgrError, DataError
 from cpgr.language import LanguageConfig
-from cpgr.refinement.anchors.checkpoints import load_state, published_names, read_darknet, read_state
+from cpgr.refinement.anchors.checkpoints import published_names
 from cpgr.refinement.anchors.network import AnchorNetwork
 from cpgr.refinement.anchors.settings import AnchorConfig
 from cpgr.refinement.anchors.sources import DarkNetSource
