@@ -86,6 +86,14 @@ class AnchorRefiner:
                 log.warning("refinement.detector darknet:random: the detector's weights are random, so its boxes mean nothing")
             self._look_with(build_source(self.config.detector, self.config.image_size))
 
+    def check(self) -> None:
+        """Raise for what a run would stumble over later: files that are not there, more anchors than the detector has cells."""
+        for name, file in (("words", self.config.words), ("weights", self.config.weights), ("language.vectors", self.config.language.vectors)):
+            if file and not Path(file).is_file():
+                raise CpgrError(f"refinement.{name}: {file} is no file")
+        self.open_detector()
+        self._check_count(self._detect(torch.zeros(1, 3, self.detector.size, self.detector.size, dtype=torch.uint8)))
+
     def build(self, texts: Sequence[str]) -> None:
         """A network before training: the pretrained detector, and the words of `texts` or of the file that is given."""
         config = self.config

@@ -203,6 +203,8 @@ def test_mistakes(accelerator, tmp_path, small_world, small_config, changes, mes
     """Above all: a detector's file that is not there is an error, not a detector of random weights."""
     with pytest.raises(CpgrError, match=message):
         taught(replace(small_config, **changes), accelerator, tmp_path, small_world[1])
+    with pytest.raises(CpgrError):  # and before anything is written
+        AnchorRefiner(replace(small_config, **changes), accelerator, tmp_path).check()
 
 
 def test_a_darknet_of_random_weights_must_be_asked_for(accelerator, tmp_path, caplog, small_config):
