@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import make_parser, named_config, split_recipe
+from .config import make_parser, name_configs, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
@@ -46,7 +46,7 @@ def _main(argv: list[str], prog: str) -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
-    rest = _name_configs(rest)
+    rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
     saved = root / "config.yaml"
@@ -112,6 +112,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             log.info("cycle %d, the teacher's Acc@0.5: %s", here.number, scores)
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
+        found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
         gallery.collect(here, grounder, (train, train_truth), evaluated)
@@ -162,17 +163,6 @@ def _number(value: float | None) -> float:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
-    return out
 
 
 def _resumed(parser, args: list[str], saved: Path):

@@ -261,10 +261,8 @@ class MAttNetGrounder(WordGrounder):
         return Ranked(rows, images, self)
 
     def _query_batch(self, queries: Sequence[Query]) -> dict:
-        made: dict[str, Candidates] = {}
-        for query in queries:
-            if query.image.image_id not in made:
-                made[query.image.image_id] = self.candidates([query.image])[0]
+        unique = {q.image.image_id: q.image for q in queries}
+        made = dict(zip(unique, self.candidates(list(unique.values())), strict=True))
         regions = collate_places([made[q.image.image_id].places for q in queries])
         device = self.accelerator.device
         return {**super()._query_batch(queries), **{name: value.to(device) for name, value in regions.items()}}
@@ -386,7 +384,7 @@ class Ranked(Examples):
             places.append(Places.cat(parts))
             rival.append([c is not None for c in chosen])
             other = self._draw(rng, *self.others[i])
-            negative.append(rng.randrange(len(self)) if other is None else other)
+            negative.append((i + 1 + rng.randrange(len(self) - 1)) % len(self) if other is None else other)
         base, pick = super().batch(indices), torch.tensor(negative)
         regions = collate_places(places)
         regions.pop("there")

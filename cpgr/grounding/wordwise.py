@@ -34,8 +34,9 @@ class WordGrounder(NetworkGrounder):
         raise NotImplementedError
 
     def _build(self, rows: Sequence[Label]) -> nn.Module:
-        if min(len(rows), self.config.training.batch_size) < 2:
-            raise CpgrError(f"{self.name} is trained on two or more labels at once (batch norm); there are {len(rows)}, in batches of {self.config.training.batch_size}")
+        batch = self.config.training.batch_size
+        if min(len(rows), batch) < 2:
+            raise CpgrError(f"{self.name} is trained on two or more labels at once (batch norm); there are {len(rows)}, in batches of {batch}")
         self.words = Words.of(row.expression for row in rows)
         return self._network()
 
