@@ -198,6 +198,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             state.note(losses)
             if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
+                model.eval()
                 with state.averaged():
                     state.select(validate())
                 model.train()

@@ -116,6 +116,7 @@ def test_validation_sees_the_average_and_training_goes_on_from_the_last(tmp_path
     config = replace(CONFIG, ema=0.6, validate_every=10)
 
     def validate():
+        assert not model.training
         seen.append(model.net[0].weight.detach().clone())
         return float(-len(seen))  # the first is the best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,11 +46,20 @@ def write_realgin(rows: list[Label], path: Path, split: str) -> None:
     for index, row in enumerate(rows):
         if len(row.file_name.split()) != 1:
             raise DataError(path, label_name(row), f"its file name {row.file_name!r} has white space, which ends it in this format", "rename the image")
-        box = ",".join(str(round(v)) for v in box_of(row, path))
+        box = ",".join(map(str, _whole(box_of(row, path))))
         text = " ".join(row.expression.replace("~", " ").split())
         lines.append(f"{row.file_name} {box},{classes.get(row.category, -1)},{index} ~ {text}\n")
     with replacing(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _whole(box: list[float]) -> list[int]:
+    """Corners in whole pixels; a box of less than one is widened to it."""
+    low, high = [round(v) for v in box[:2]], [round(v) for v in box[2:]]
+    for axis in (0, 1):
+        if high[axis] <= low[axis]:
+            low[axis], high[axis] = math.floor(box[axis]), max(math.ceil(box[axis + 2]), math.floor(box[axis]) + 1)
+    return low + high
 
 
 def write_mattnet(rows: list[Label], path: Path, split: str, candidates: LabelTable | None = None) -> None:

@@ -44,6 +44,7 @@ class Config(RunConfig):
 def build(config: Config, accelerator, work: Path) -> Parts:
     """The three parts, ready for `cycle.run`. `work` holds caches that may be thrown away."""
     teacher = AnchorRefiner(config.refinement, accelerator, work / "refinement")
+    teacher.check()
     return Parts(
         propose=teacher.propose,
         generator=DatasetExpressions(),

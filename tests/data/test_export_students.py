@@ -76,6 +76,11 @@ def test_realgin(tmp_path, pictures, table):
     assert read_back(tmp_path, pictures, "realgin", "refcoco") == [(r.file_name, t, b) for r, t, b in zip(table, texts, whole, strict=True)]
 
 
+def test_realgin_keeps_the_area_of_a_thin_box(tmp_path):
+    export_labels(LabelTable([label("7", "x", [3.2, 47.6, 9.0, 48.0])]), "realgin", tmp_path / "train.txt")
+    assert (tmp_path / "train.txt").read_text().split()[1] == "3,47,9,48,-1,0"
+
+
 def test_realgin_has_no_place_for_spaces_in_names(tmp_path):
     with pytest.raises(DataError, match="has white space"):
         export_labels(LabelTable([Label("1", "a b.jpg", 4, 4, [0.0, 0.0, 1.0, 1.0], expression="x")]), "realgin", tmp_path / "train.txt")

@@ -35,13 +35,14 @@ NOMINAL_SIDE = 16  # of the attention map where the detector has object queries 
 
 
 class Answers(NamedTuple):
-    """Of Q queries: the box [Q, 4] in original pixels, the chosen anchor [Q] among its image's, its objectness and raw score
-    [Q], the share of the softmax over its image's anchors [Q, K], and those anchors' cells [Q, K]."""
+    """Of Q queries: the box [Q, 4] in original pixels, the chosen anchor [Q] among its image's, its objectness, raw score and
+    class [Q], the share of the softmax over its image's anchors [Q, K], and those anchors' cells [Q, K]."""
 
     boxes: torch.Tensor
     anchor: torch.Tensor
     objectness: torch.Tensor
     similarity: torch.Tensor
+    classes: torch.Tensor
     shares: torch.Tensor
     cells: torch.Tensor
 
@@ -84,6 +85,14 @@ class AnchorRefiner:
             if self.config.detector == "darknet:random":
                 log.warning("refinement.detector darknet:random: the detector's weights are random, so its boxes mean nothing")
             self._look_with(build_source(self.config.detector, self.config.image_size))
+
+    def check(self) -> None:
+        """Raise for what a run would stumble over later: files that are not there, more anchors than the detector has cells."""
+        for name, file in (("words", self.config.words), ("weights", self.config.weights), ("language.vectors", self.config.language.vectors)):
+            if file and not Path(file).is_file():
+                raise CpgrError(f"refinement.{name}: {file} is no file")
+        self.open_detector()
+        self._check_count(self._detect(torch.zeros(1, 3, self.detector.size, self.detector.size, dtype=torch.uint8)))
 
     def build(self, texts: Sequence[str]) -> None:
         """A network before training: the pretrained detector, and the words of `texts` or of the file that is given."""
@@ -213,7 +222,7 @@ class AnchorRefiner:
     ) -> LabelTable:
         """Each expression with its anchor's box: rows of kind "dataset" with the scores `objectness`, `similarity` (the raw
         product) and `confidence` (its share among the image's anchors)."""
-        rows = [row for row in basic if split_words(row.expression)]
+        rows = list(basic)
         found = self._answer([Query(split.images[row.image_id], row.expression) for row in rows])
         # anchors that drifted are not the proposals any more
         regions = found.anchor.tolist() if self.config.detector_norm == "eval" else [-1] * len(rows)
@@ -222,7 +231,8 @@ class AnchorRefiner:
             scores = {
                 "objectness": float(found.objectness[i]), "similarity": float(found.similarity[i]), "confidence": float(found.shares[i].max()),
             }  # fmt: skip
-            refined.append(dataclasses.replace(row, box=found.boxes[i].tolist(), region_id=regions[i], scores=scores))
+            name = self.detector.names[int(found.classes[i])]
+            refined.append(dataclasses.replace(row, box=found.boxes[i].tolist(), region_id=regions[i], category=name, scores=scores))
         return LabelTable(refined)
 
     def ground(self, queries: Sequence[Query]) -> Grounded:
@@ -241,7 +251,7 @@ class AnchorRefiner:
         parts = [part for part in self._answered(list(queries))]
         if not parts:
             none, k = torch.zeros(0), self.config.anchors
-            return Answers(torch.zeros(0, 4), none.long(), none, none, torch.zeros(0, k), torch.zeros(0, k, dtype=torch.long))
+            return Answers(torch.zeros(0, 4), none.long(), none, none, none.long(), torch.zeros(0, k), torch.zeros(0, k, dtype=torch.long))
         order = torch.cat([index for index, _ in parts]).argsort()
         return Answers(*(torch.cat(values)[order] for values in zip(*(part for _, part in parts), strict=True)))
 
@@ -270,7 +280,7 @@ class AnchorRefiner:
         frame_boxes = cells.boxes[place, cell].cpu()
         boxes = [_to_image(box, self.detector.size, images[p]) for box, p in zip(frame_boxes, place.tolist(), strict=True)]
         at = mine if self.detector.side else _centre_cells(cells.boxes[place[:, None], mine], self.detector.size, NOMINAL_SIDE)
-        values = (anchor, cells.best[place, cell], similarity, scores.softmax(1), at)
+        values = (anchor, cells.best[place, cell], similarity, cells.classes[place, cell], scores.softmax(1), at)
         return Answers(torch.stack(boxes), *(v.cpu() for v in values))
 
 

@@ -76,7 +76,7 @@ def test_every_detector_teaches(config, accelerator, tmp_path, small_world):
         assert 0 <= x1 < x2 <= row.width and 0 <= y1 < y2 <= row.height
         if config.detector_norm == "eval":
             region = regions[row.image_id][row.region_id]
-            assert row.box == pytest.approx(region.box) and row.scores["objectness"] == pytest.approx(region.scores["detector"])
+            assert row.category == region.category and row.box == pytest.approx(region.box) and row.scores["objectness"] == pytest.approx(region.scores["detector"])
         else:
             assert row.region_id == -1
     asked = queries(split)
@@ -203,6 +203,8 @@ def test_mistakes(accelerator, tmp_path, small_world, small_config, changes, mes
     """Above all: a detector's file that is not there is an error, not a detector of random weights."""
     with pytest.raises(CpgrError, match=message):
         taught(replace(small_config, **changes), accelerator, tmp_path, small_world[1])
+    with pytest.raises(CpgrError):  # and before anything is written
+        AnchorRefiner(replace(small_config, **changes), accelerator, tmp_path).check()
 
 
 def test_a_darknet_of_random_weights_must_be_asked_for(accelerator, tmp_path, caplog, small_config):
@@ -224,3 +226,30 @@ def test_one_expression_is_nothing_to_contrast(accelerator, tmp_path, small_worl
     with pytest.raises(CpgrError, match="basic labels have 0"):
         teacher.fit(LabelTable(), LabelTable(), small_world[1], tmp_path, None)
     assert AnchorConfig().training.steps == 25 * (42_404 // 64)
+
+
+def test_an_expression_without_words_gets_a_box_and_teaches_nothing(accelerator, tmp_path, small_world, small_config):
+    teacher, basic, proposals = taught(small_config, accelerator, tmp_path, small_world[1])
+    odd = LabelTable([replace(basic[0], expression="?!"), *basic.rows[1:]])
+    first = teacher.refine(odd, proposals, small_world[1], None, None)[0]
+    assert first.box is not None and all(value == value for value in first.scores.values())
+
+
+def test_validation_chooses_among_averaged_weights(accelerator, tmp_path, small_world, darknet_config):
+    """It sees the network as it answers: batch norms and dropout in evaluation, and the statistics stay as they are."""
+    split = small_world[1]
+    config = replace(darknet_config, training=replace(darknet_config.training, validate_every=2))
+    teacher = AnchorRefiner(config, accelerator, tmp_path / "work")
+    proposals = teacher.propose(split)
+    seen = []
+
+    def validate():
+        norm = teacher.network.fusion.top_proj.batch_norm
+        before = norm.running_mean.clone()
+        teacher.ground(queries(split))
+        assert not teacher.network.training and torch.equal(norm.running_mean, before)
+        seen.append(len(seen))
+        return 1.0
+
+    teacher.fit(DatasetExpressions().generate(split, proposals), proposals, split, tmp_path / "training", None, validate)
+    assert len(seen) == 2
