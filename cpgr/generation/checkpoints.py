@@ -81,6 +81,7 @@ def load_blip2(captioner: str, matcher: str, attention: str = "sdpa", *, itg_hea
     branch = {f"qformer.{name}" for name in model.qformer.state_dict() if TEXT_BRANCH.match(name)}
     _refuse(captioner, lacks["missing_keys"] - branch, lacks["mismatched_keys"])
     theirs = Blip2Config.from_pretrained(matcher)
+    theirs.qformer_config.use_qformer_text_input = True
     theirs.vision_config.num_hidden_layers = 0  # its image encoder, a gigabyte of tensors, is the captioner's
     other, lacks = _read(Blip2ForImageTextRetrieval, matcher, theirs, torch.float32)
     missing = {name for name in lacks["missing_keys"] if not name.startswith("vision_model.")}

@@ -42,6 +42,8 @@ class Blip2Generator:
         from transformers import AutoTokenizer
 
         config = self.config
+        if {config.weights, self.accelerator.mixed_precision} in ({"float16", "bf16"}, {"bfloat16", "fp16"}):
+            raise CpgrError(f"generation.weights is {config.weights}, precision {self.accelerator.mixed_precision}: take one half precision")
         names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
         self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
         loaded = load_blip2(
