@@ -9,8 +9,7 @@ from pathlib import Path
 from .data.proposals import ProposalConfig
 from .data.readers import DataConfig
 from .errors import CpgrError
-
-CONFIGS = Path(__file__).parent / "recipes" / "configs"
+from .recipes import CONFIGS, shipped_configs
 
 
 @dataclass
@@ -43,8 +42,25 @@ def named_config(name: str) -> str:
     shipped = CONFIGS / f"{name}.yaml"
     if shipped.is_file():
         return str(shipped)
-    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise CpgrError(f"no config file {name!r}, and none of that name ships with the package ({names})")
+    raise CpgrError(f"no config file {name!r}, and none of that name ships with the package ({', '.join(shipped_configs())})")
+
+
+def config_files(name: str) -> list[str]:
+    """The path of a config, after those it lies on: a config's `base` names another, whose values it overrides."""
+    import yaml
+
+    paths: list[str] = []
+    while name:
+        path = named_config(name)
+        if path in paths:
+            raise CpgrError(f"{path}: its base leads back to it ({' > '.join(paths)})")
+        paths.insert(0, path)
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise CpgrError(f"{path}: is no readable YAML: {' '.join(str(error).split())[:200]}") from error
+        name = str(content.get("base") or "") if isinstance(content, dict) else ""
+    return paths
 
 
 def make_parser(recipe_config: type, recipe: str, prog: str):
@@ -57,7 +73,9 @@ def make_parser(recipe_config: type, recipe: str, prog: str):
         default_config_files=[str(CONFIGS / f"{recipe}.yaml")],
         exit_on_error=True,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of a shipped config")
+    shipped = ", ".join(name for name in shipped_configs() if name != recipe)
+    parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file, or the name of a shipped config: {shipped}")
+    parser.add_argument("--base", type=str, default="", help="in a config file: the config it lies on, by file or name")
     parser.add_argument("--recipe", default=recipe, choices=[recipe], help="kept in config.yaml, so that a run says whose it is")
     parser.add_argument("--out", type=str, default=f"runs/{recipe}", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")

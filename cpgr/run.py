@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import make_parser, named_config, split_recipe
+from .config import config_files, make_parser, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
-NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+NOT_CONFIG = ("config", "base", "out", "resume", "recipe")  # arguments of the command itself
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
@@ -45,6 +45,8 @@ def _main(argv: list[str], prog: str) -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
+    if any(arg.partition("=")[0] == "--base" for arg in rest):
+        raise CpgrError("base is said in a config file; on the command line give the config itself by --config")
     rest = _name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
@@ -159,13 +161,12 @@ def _names(text: str) -> list[str]:
 
 
 def _name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
+    """`--config NAME` of a shipped config becomes its path, after the paths of the configs it lies on."""
+    out, rest = [], list(args)
+    while rest:
+        arg = rest.pop(0)
+        name = rest.pop(0) if arg == "--config" and rest else arg.removeprefix("--config=") if arg.startswith("--config=") else None
+        out += [arg] if name is None else [f"--config={path}" for path in config_files(name)]
     return out
 
 
