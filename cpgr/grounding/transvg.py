@@ -28,6 +28,7 @@ from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 log = logging.getLogger("cpgr")
 
 ANSWERED = 64  # queries answered together: few enough for a CPU's cache
+ENCODED = 16  # images encoded together
 
 
 @dataclass
@@ -172,34 +173,59 @@ class TransVGGrounder:
         self.network.eval()
         self.history = history
 
-    def _run(self, queries: Sequence[Query], attention_layer: int | None, what: str):
-        """Network outputs for the queries, in batches, images of a batch encoded once."""
+    @torch.no_grad()
+    def _run(self, queries: Sequence[Query], attention_layer: int | None, what: str, attention_only: bool = False):
+        """Network outputs for the queries, in batches, with the places of a batch's queries among them.
+
+        The queries are taken image by image and an image's levels are held for the batches it is in, so that each image is
+        decoded and encoded once, whatever the order and the number of its expressions.
+        """
         device = self.accelerator.device
-        for chunk in track(list(batches(list(queries), ANSWERED)), what):
-            unique = list({q.image.image_id: q.image for q in chunk}.values())
-            place = {image.image_id: i for i, image in enumerate(unique)}
+        first: dict[str, int] = {}
+        for query in queries:
+            first.setdefault(query.image.image_id, len(first))
+        order = sorted(range(len(queries)), key=lambda i: first[queries[i].image.image_id])
+        held: dict[str, torch.Tensor] = {}
+        for places in track(list(batches(order, ANSWERED)), what):
+            chunk = [queries[i] for i in places]
+            images = {q.image.image_id: q.image for q in chunk}
+            place = {image_id: i for i, image_id in enumerate(images)}
             which = torch.tensor([place[q.image.image_id] for q in chunk])
             word_ids, word_mask = self._words([q.text for q in chunk])
-            with torch.no_grad(), self.accelerator.autocast():
-                visual = self._visual(unique)
-                levels = visual if self.store is not None else self.network.visual_levels(visual)
-                cells = self._cells(unique).to(device)
-                output = self.network(levels[which], word_ids.to(device), word_mask.to(device), cells[which], attention_layer)
-            yield chunk, output
+            with self.accelerator.autocast():
+                held = self._encoded(images, held)
+                levels = torch.stack([held[image_id] for image_id in images])
+                cells = self._cells(list(images.values())).to(device)
+                output = self.network(
+                    levels[which], word_ids.to(device), word_mask.to(device), cells[which], attention_layer, attention_only
+                )
+            yield places, output
+
+    def _encoded(self, images: dict[str, Image], held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The levels of `images` by id: those in `held` as they are, the others encoded."""
+        levels = {image_id: held[image_id] for image_id in images if image_id in held}
+        for some in batches([image for image_id, image in images.items() if image_id not in held], ENCODED):
+            visual = self._visual(some)
+            encoded = visual if self.store is not None else self.network.visual_levels(visual)
+            levels |= {image.image_id: one for image, one in zip(some, encoded, strict=True)}
+        return levels
 
     def ground(self, queries: Sequence[Query]) -> Grounded:
-        boxes, scores = [], []
-        for chunk, output in self._run(queries, None, "grounding"):
+        boxes, scores = torch.zeros(len(queries), 4), torch.zeros(len(queries))
+        for places, output in self._run(queries, None, "grounding"):
             frame_boxes = output["boxes"].float().cpu().clamp(0, 1) * self.size
-            for query, box in zip(chunk, frame_boxes, strict=True):
-                boxes.append(Frame(self.size, query.image.width, query.image.height).to_image(box))
-            scores.append(output["score"].float().cpu())
-        return Grounded(torch.stack(boxes) if boxes else torch.zeros(0, 4), torch.cat(scores) if scores else torch.zeros(0))
+            for place, box in zip(places, frame_boxes, strict=True):
+                image = queries[place].image
+                boxes[place] = Frame(self.size, image.width, image.height).to_image(box)
+            scores[places] = output["score"].float().cpu()
+        return Grounded(boxes, scores)
 
     def attend(self, queries: Sequence[Query]) -> Attention:
-        maps = [o["attention"].float().cpu() for _, o in self._run(queries, self.config.network.attention_layer, "attention")]
         grid = self.network.grid
-        return Attention(torch.cat(maps) if maps else torch.zeros(0, grid * grid), grid, self.size)
+        maps = torch.zeros(len(queries), grid * grid)
+        for places, output in self._run(queries, self.config.network.attention_layer, "attention", attention_only=True):
+            maps[places] = output["attention"].float().cpu()
+        return Attention(maps, grid, self.size)
 
 
 @lru_cache(maxsize=4096)
