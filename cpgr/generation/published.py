@@ -6,6 +6,7 @@ For counting, for tests at the true shapes and for benchmarks with random weight
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 CAPTIONERS = ("blip2-opt-2.7b", "blip2-flan-t5-xl")
 
@@ -42,19 +43,21 @@ def random_models(captioner, matcher, device="meta", dtype=torch.float32):
 
     The captioner has a text branch in its Q-Former, as `checkpoints.load_blip2` gives it one.
     """
-    from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
+    from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2QFormerModel
 
     captioner.qformer_config.use_qformer_text_input = True
     matcher.vision_config.num_hidden_layers = 0  # the matcher's image encoder is never used
+    width = captioner.qformer_config.hidden_size
     with torch.device(device):
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            model, other = Blip2ForConditionalGeneration(captioner), Blip2ForImageTextRetrieval(matcher)
+            model = Blip2ForConditionalGeneration(captioner)
         finally:
             torch.set_default_dtype(default)
-        torch.nn.init.normal_(model.query_tokens, std=0.02)  # transformers leaves them zero: all queries would be one
-    for part in (model.qformer, model.language_projection, other):
-        part.float()
-    model.query_tokens.data = model.query_tokens.data.float()
+        model.qformer = Blip2QFormerModel._from_config(captioner.qformer_config)
+        model.language_projection = nn.Linear(width, model.language_projection.out_features)
+        # transformers leaves the queries zero: all of them would be one
+        model.query_tokens = nn.Parameter(torch.randn(1, captioner.num_query_tokens, width) * 0.02)
+        other = Blip2ForImageTextRetrieval(matcher)
     return model.eval(), other.eval()

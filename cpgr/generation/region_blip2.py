@@ -123,7 +123,7 @@ class RegionBlip2(nn.Module):
         """The Q-Former's last states. Under fp16 autocast it stays in fp32: its activations overflow fp16 and every loss is
         then NaN (LAVIS issues 111 and 267). bf16 has fp32's range."""
         kind = self.region_queries.device.type
-        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         with torch.autocast(kind, enabled=False) if half else nullcontext():
             return self.blip2.qformer(**inputs).last_hidden_state
 
