@@ -135,7 +135,6 @@ class TransVGGrounder:
 
     def _visual(self, images: Sequence[Image]) -> torch.Tensor:
         if self.store is not None:
-            self.store.add({image.image_id: image for image in images}, "visual features")
             return self.store[[image.image_id for image in images]].to(self.accelerator.device)
         return load_frames(images, self.size, "letterbox").to(self.accelerator.device)
 
@@ -181,6 +180,8 @@ class TransVGGrounder:
         decoded and encoded once, whatever the order and the number of its expressions.
         """
         device = self.accelerator.device
+        if self.store is not None:
+            self.store.add({q.image.image_id: q.image for q in queries}, "visual features")
         first: dict[str, int] = {}
         for query in queries:
             first.setdefault(query.image.image_id, len(first))
@@ -211,20 +212,22 @@ class TransVGGrounder:
         return levels
 
     def ground(self, queries: Sequence[Query]) -> Grounded:
+        found = [(places, out["boxes"].float().cpu(), out["score"].float().cpu()) for places, out in self._run(queries, None, "grounding")]
         boxes, scores = torch.zeros(len(queries), 4), torch.zeros(len(queries))
-        for places, output in self._run(queries, None, "grounding"):
-            frame_boxes = output["boxes"].float().cpu().clamp(0, 1) * self.size
-            for place, box in zip(places, frame_boxes, strict=True):
+        for places, frame_boxes, part in found:
+            scores[places] = part
+            for place, box in zip(places, frame_boxes.clamp(0, 1) * self.size, strict=True):
                 image = queries[place].image
                 boxes[place] = Frame(self.size, image.width, image.height).to_image(box)
-            scores[places] = output["score"].float().cpu()
         return Grounded(boxes, scores)
 
     def attend(self, queries: Sequence[Query]) -> Attention:
+        asked = self._run(queries, self.config.network.attention_layer, "attention", attention_only=True)
+        found = [(places, out["attention"].float().cpu()) for places, out in asked]
         grid = self.network.grid
         maps = torch.zeros(len(queries), grid * grid)
-        for places, output in self._run(queries, self.config.network.attention_layer, "attention", attention_only=True):
-            maps[places] = output["attention"].float().cpu()
+        for places, part in found:
+            maps[places] = part
         return Attention(maps, grid, self.size)
 
 
