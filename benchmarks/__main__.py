@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of every implementation (default: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where tensors live (default: cpu)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time a case, about (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="times a case is timed at least (default: 5)")
     parser.add_argument("--out", type=Path, help="write <machine>.json and .md into this folder, op by op; ops measured before stay")
     arguments = parser.parse_args()
 
@@ -45,7 +46,7 @@ def main() -> None:
                 continue
             print(f"{case.op}, {case.name}", file=sys.stderr, flush=True)
             try:
-                measured.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
+                measured.append(measure(case, arguments.seconds, arguments.peer, arguments.device, arguments.rounds))
             except AssertionError as error:
                 wrong.append(f"{case.op}, {case.name}: the results differ, so nothing was timed: {error}")
         rows += measured

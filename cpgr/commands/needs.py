@@ -104,7 +104,7 @@ def data(config) -> Iterator[dict]:
 def splits(config) -> list[str]:
     """The splits that the run will read."""
     names = [config.data.train_split, *(name.strip() for name in config.data.eval_split.split(",") if name.strip())]
-    if config.grounding.training.validate_every:
+    if _of(config, "grounding.training.validate_every"):
         names.append(config.data.val_split)
     return list(dict.fromkeys(names))
 
@@ -141,26 +141,34 @@ def weights(config) -> Iterator[dict]:
     """Every checkpoint by its files, and BLIP-2's two by the tensors in them."""
     from ..vocabulary import located
 
-    generation, grounding = config.generation, config.grounding
-    names = located(generation.captioner, "blip2"), located(generation.matcher, "blip2-itm")
-    for role, name, place in (("captioner", names[0], "--generation.captioner"), ("matcher", names[1], "--generation.matcher")):
-        yield from _model(role, name, f"{place} FOLDER")
-    yield from _blip2(*names)
-    if generation.itg_head:
-        there = os.path.isfile(generation.itg_head)
+    if _of(config, "generation.captioner"):
+        names = located(config.generation.captioner, "blip2"), located(config.generation.matcher, "blip2-itm")
+        for role, name, place in (("captioner", names[0], "--generation.captioner"), ("matcher", names[1], "--generation.matcher")):
+            yield from _model(role, name, f"{place} FOLDER")
+        yield from _blip2(*names)
+    if head := _of(config, "generation.itg_head"):
+        there = os.path.isfile(head)
         get = f"get it from {LAVIS}; put it there, or leave --generation.itg_head empty: the head then starts fresh"
-        yield item("ITG's head", there, generation.itg_head if there else f"no file {generation.itg_head!r}", "" if there else get)
-    kind, _, name = grounding.visual.partition(":")
+        yield item("ITG's head", there, head if there else f"no file {head!r}", "" if there else get)
+    kind, _, name = _of(config, "grounding.visual").partition(":")
     if kind == "transformers":
         yield from _model("visual branch", name, "--grounding.visual transformers:FOLDER", tokenizer=False)
-    if grounding.text != "builtin":
-        yield from _model("text encoder", grounding.text, "--grounding.text FOLDER")
-    kind, _, name = config.refinement.pairing.text_match.partition(":")
+    text = _of(config, "grounding.text")
+    if text not in ("", "builtin"):
+        yield from _model("text encoder", text, "--grounding.text FOLDER")
+    kind, _, name = _of(config, "refinement.pairing.text_match").partition(":")
     if kind == "vectors":
         there = os.path.isfile(name)
         yield item("word vectors", there, name if there else f"no file {name!r}", "" if there else "a .npz of `words` and `vectors`, made of GloVe or word2vec by numpy.savez")
     elif kind == "transformers":
         yield from _model("text match", name, "--refinement.pairing.text_match transformers:FOLDER")
+
+
+def _of(config, name: str):
+    """The setting of that name, or "" where the recipe's config has none."""
+    for part in name.split("."):
+        config = getattr(config, part, "")
+    return config
 
 
 def _model(role: str, name: str, place: str, tokenizer: bool = True, processor: bool = False) -> Iterator[dict]:
@@ -271,6 +279,8 @@ def attention(config) -> Iterator[dict]:
     from ..generation.attention import by_part, flash_reason
     from ..vocabulary import located
 
+    if not _of(config, "generation.captioner"):
+        return
     generation = config.generation
     settings = file(located(generation.captioner, "blip2"), "config.json")
     language_model = json.loads(Path(settings).read_text()).get("text_config", {}).get("model_type", "opt") if settings else "opt"
@@ -284,7 +294,7 @@ def attention(config) -> Iterator[dict]:
     for name, part in (("image encoder", "vision_config"), ("Q-Former", "qformer_config"), ("language model", "text_config")):
         flash = "flash_attention_2" in parts.values() and parts[part] != "flash_attention_2"
         yield item(name, True, parts[part], "it has no flash attention" if flash else note)
-    yield item("grounding network", True, config.grounding.network.attention_kind, "its maps are cpgr_kernels' attention_map")
+    yield item("grounding network", True, _of(config, "grounding.network.attention_kind"), "its maps are cpgr_kernels' attention_map")
 
 
 def _package(module: str, command: str) -> dict:
@@ -300,6 +310,8 @@ def room(config, out: Path) -> Iterator[dict]:
     from ..data.readers import FORMATS
     from ..data.records import Problems
 
+    if not _of(config, "generation.captioner"):
+        return
     images = config.data.world_images
     if config.data.root:
         if not Path(config.data.root).expanduser().is_dir():
