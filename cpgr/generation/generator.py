@@ -17,7 +17,7 @@ from ..labels import Label, LabelTable
 from ..progress import track
 from ..stages import Images
 from ..training import parameter_groups, train
-from ..vocabulary import batches, clean, extend, located
+from ..vocabulary import batches, clean, extend, located, opened
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
 from .objectives import Texts
@@ -45,10 +45,11 @@ class Blip2Generator:
         if {config.weights, self.accelerator.mixed_precision} in ({"float16", "bf16"}, {"bfloat16", "fp16"}):
             raise CpgrError(f"generation.weights is {config.weights}, precision {self.accelerator.mixed_precision}: take one half precision")
         names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
-        self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
-        loaded = load_blip2(
-            *names, attention=config.attention, itg_head=config.itg_head, weights=config.weights, device=self.accelerator.device
-        )
+        with opened(*names):
+            self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
+            loaded = load_blip2(
+                *names, attention=config.attention, itg_head=config.itg_head, weights=config.weights, device=self.accelerator.device
+            )
         captioner, parts = loaded.captioner, loaded.parts
         if self.words.bos_token is None:
             self.words.add_special_tokens({"bos_token": "[DEC]"})
@@ -154,7 +155,9 @@ class Blip2Generator:
     def end_token(self) -> int:
         """What ends a text: BLIP-2's OPT was trained to end captions by a line break (50118), not by OPT's own </s>."""
         end = self.model.blip2.generation_config.eos_token_id
-        return end if isinstance(end, int) else self.llm_words.eos_token_id
+        end = end[0] if isinstance(end, (list, tuple)) and end else end
+        end = getattr(self.model.blip2.config.text_config, "eos_token_id", None) if end is None else end
+        return self.llm_words.eos_token_id if end is None else end
 
     def _pad(self, rows: list[list[int]], left: bool):
         longest, fill = max(1, max(map(len, rows))), self.llm_words.pad_token_id or 0

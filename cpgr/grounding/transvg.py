@@ -21,7 +21,7 @@ from ..progress import track
 from ..regions import Frame, cell_coverage
 from ..stages import Attention, Grounded, Images, Query
 from ..training import TrainingConfig, parameter_groups, train
-from ..vocabulary import batches, clean, extend, located
+from ..vocabulary import batches, clean, extend, located, opened
 from .backbones import visual_branch
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 
@@ -85,7 +85,9 @@ class TransVGGrounder:
         from transformers import AutoModel, AutoTokenizer
 
         name = located(self.config.text, "bert")
-        self._make(AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, dtype=torch.float32), texts)
+        with opened(name):
+            tokenizer, encoder = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, dtype=torch.float32)
+        self._make(tokenizer, encoder, texts)
 
     def _make(self, tokenizer, encoder, texts: Sequence[str]) -> None:
         config = self.config

@@ -193,6 +193,18 @@ def test_texts_end_as_the_captioner_ends_them(generator):
     assert asked["eos_token_id"] == newline
 
 
+@pytest.mark.parametrize("end", [7, [7, 2], None])
+def test_the_end_token_in_every_form_of_a_generation_config(generator, end):
+    generator.model.blip2.generation_config.eos_token_id = end
+    generator.model.blip2.config.text_config.eos_token_id = 7
+    assert generator.end_token == 7
+
+
+def test_a_checkpoint_that_is_not_there_is_named(accelerator, tmp_path):
+    with pytest.raises(CpgrError, match="nobody/nothing.*cannot be loaded.*cpgr doctor --config"):
+        build(accelerator, tmp_path, captioner="nobody/nothing")
+
+
 def test_itm_with_per_sample_queries(generator, image):
     """RegionBLIP broadcasts the first sample's coordinates. Here the loss is that of every pair with its own box."""
     model = generator.model

@@ -151,6 +151,9 @@ def test_each_image_is_encoded_once_for_all_its_expressions(accelerator, tmp_pat
 
 
 def test_errors(accelerator, tmp_path, small_world, labels):
+    for changes in ({"text": "nobody/nothing"}, {"visual": "transformers:nobody/nothing"}):
+        with pytest.raises(CpgrError, match="nobody/nothing: cannot be loaded.*cpgr doctor --config"):
+            fitted(accelerator, tmp_path, small_world, labels, **changes)
     with pytest.raises(CpgrError, match="no labels to train on"):
         fitted(accelerator, tmp_path, small_world, LabelTable(row.drop("no") for row in labels))
     with pytest.raises(CpgrError, match="unknown visual branch"):
