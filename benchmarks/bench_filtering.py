@@ -57,7 +57,7 @@ def _case(name: str, grounder) -> Case:
         for query in queries:
             ids, mask = grounder._words([query.text])
             with grounder.accelerator.autocast():
-                levels = grounder.network.visual_levels(load_frames([image], grounder.size, "letterbox").to(place))
+                levels = grounder.network.visual_levels(load_frames([image], grounder.size, "letterbox", grounder.fill).to(place))
                 levels = levels if grounder.store is None else levels.bfloat16()
                 cells = grounder._cells([image]).to(place)
                 found.append(grounder.network(levels, ids.to(place), mask.to(place), cells, layer)["attention"])
@@ -108,7 +108,8 @@ def _grounder(config, device: str, encoder):
 
     accelerator = make_accelerator("bf16" if device == "cuda" else "fp32")
     grounder = TransVGGrounder(config, accelerator, Path(tempfile.mkdtemp(prefix="cpgr-bench-")))
-    grounder._make(AutoTokenizer.from_pretrained(BUILTIN / "bert"), encoder, ())
+    grounder.tokenizer = AutoTokenizer.from_pretrained(BUILTIN / "bert")
+    grounder._take(grounder._network(encoder))
     return grounder
 
 

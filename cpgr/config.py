@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from .data.proposals import ProposalConfig
 from .data.readers import DataConfig
@@ -25,6 +26,8 @@ class RunConfig:
         proposals: Where regions come from: builtin, transformers:NAME_OR_FOLDER, onnx:FILE or file:FILE.
         detection: How many of them are kept, and their words.
     """
+
+    shipped: ClassVar[tuple[str, ...]] = ()  # shipped configs read before the recipe's own
 
     seed: int = 0
     cycles: int = 3
@@ -63,6 +66,16 @@ def config_files(name: str) -> list[str]:
     return paths
 
 
+def name_configs(args: list[str]) -> list[str]:
+    """`--config NAME` of a shipped config becomes its path, after the paths of the configs it lies on."""
+    out, rest = [], list(args)
+    while rest:
+        arg = rest.pop(0)
+        name = rest.pop(0) if arg == "--config" and rest else arg.removeprefix("--config=") if arg.startswith("--config=") else None
+        out += [arg] if name is None else [f"--config={path}" for path in config_files(name)]
+    return out
+
+
 def make_parser(recipe_config: type, recipe: str, prog: str):
     """The parser of a recipe's runs: every field of its dataclass is an option `--section.key`."""
     from jsonargparse import ActionConfigFile, ArgumentParser
@@ -70,7 +83,7 @@ def make_parser(recipe_config: type, recipe: str, prog: str):
     parser = ArgumentParser(
         prog=f"{prog} {recipe}",
         description=f"Run the recipe {recipe!r} on a data set (default: the built-in world).",
-        default_config_files=[str(CONFIGS / f"{recipe}.yaml")],
+        default_config_files=[str(CONFIGS / f"{name}.yaml") for name in (*recipe_config.shipped, recipe)],
         exit_on_error=True,
     )
     shipped = ", ".join(name for name in shipped_configs() if name != recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-RECIPES = ("cpgr",)
+RECIPES = ("cpgr", "refclip", "student")
 CONFIGS = Path(__file__).parent / "configs"
 
 
