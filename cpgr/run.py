@@ -16,7 +16,7 @@ from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
-NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+NOT_CONFIG = ("config", "base", "out", "resume", "recipe")  # arguments of the command itself
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
@@ -46,6 +46,8 @@ def _main(argv: list[str], prog: str) -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
+    if any(arg.partition("=")[0] == "--base" for arg in rest):
+        raise CpgrError("base is said in a config file; on the command line give the config itself by --config")
     rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)

@@ -10,7 +10,7 @@ import torch
 
 from ..labels import Label
 from ..training import TrainingConfig
-from ..vocabulary import clean, extend, located
+from ..vocabulary import clean, extend, located, opened
 from .backbones import visual_branch
 from .grounder import GrounderConfig, NetworkGrounder
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
@@ -57,8 +57,9 @@ class TransVGGrounder(NetworkGrounder):
         from transformers import AutoModel, AutoTokenizer
 
         name = located(self.config.text, "bert")
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+        with opened(name):
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
         if self.config.vocabulary == "extend" and extend(self.tokenizer, [row.expression for row in rows]):
             encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         return self._network(encoder)
@@ -88,7 +89,7 @@ class TransVGGrounder(NetworkGrounder):
 
     def _output(self, batch: dict, attend: bool) -> dict:
         layer = self.config.network.attention_layer if attend else None
-        return self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"], layer)
+        return self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"], layer, attention_only=attend)
 
     def _pretrained(self, name: str) -> bool:
         return "branch." in name or "text_encoder." in name
