@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from ..processes import count, joined, share
 from ..progress import track
 from ..regions import Frame
 from .records import Image
@@ -62,11 +64,15 @@ class FeatureStore:
         """Encode the images that are not stored yet."""
         missing = [image for image_id, image in images.items() if image_id not in self.memory and image_id not in self.offsets]
         chunks = [missing[i : i + self.batch] for i in range(0, len(missing), self.batch)]
-        for chunk in track(chunks, what):
-            with torch.no_grad():
-                features = self.encode(load_frames(chunk, self.size, self.mode)).cpu()
-            for image, feature in zip(chunk, features, strict=True):
-                self._put(image.image_id, feature.contiguous())
+        rounds = [chunks[i : i + count()] for i in range(0, len(chunks), count())]
+        for some in track(rounds, what):  # a chunk for each process, and everybody keeps all of them
+            for chunk, features in joined([(chunk, self._encoded(chunk)) for chunk in share(some)]):
+                for image, feature in zip(chunk, features, strict=True):
+                    self._put(image.image_id, feature.contiguous())
+
+    @torch.no_grad()
+    def _encoded(self, images: Sequence[Image]) -> torch.Tensor:
+        return self.encode(load_frames(images, self.size, self.mode)).cpu()
 
     def __getitem__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Features of the images, [B, ...], in the order of the ids."""
@@ -82,7 +88,7 @@ class FeatureStore:
             import tempfile
 
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as the store
+            self.file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115 - lives as long as the store
             log.info("image features beyond %d MB go to disk in %s", self.budget >> 20, self.folder)
         self.offsets[image_id] = self.file.seek(0, 2)
         self.file.write(feature.view(torch.uint8).numpy().tobytes())
@@ -90,7 +96,6 @@ class FeatureStore:
     def _get(self, image_id: str) -> torch.Tensor:
         if image_id in self.memory:
             return self.memory[image_id]
-        self.file.seek(self.offsets[image_id])
         size = self.shape.numel() * self.dtype.itemsize
-        data = bytearray(self.file.read(size))
+        data = bytearray(os.pread(self.file.fileno(), size, self.offsets[image_id]))  # threads may read side by side
         return torch.frombuffer(data, dtype=self.dtype).view(self.shape)

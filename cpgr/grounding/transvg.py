@@ -17,6 +17,7 @@ from ..data.features import FeatureStore, load_frames
 from ..data.records import Image
 from ..errors import CpgrError
 from ..labels import LabelTable
+from ..processes import joined, share
 from ..progress import track
 from ..regions import Frame, cell_coverage
 from ..stages import Attention, Grounded, Images, Query
@@ -134,7 +135,6 @@ class TransVGGrounder:
 
     def _visual(self, images: Sequence[Image]) -> torch.Tensor:
         if self.store is not None:
-            self.store.add({image.image_id: image for image in images}, "visual features")
             return self.store[[image.image_id for image in images]].to(self.accelerator.device)
         return load_frames(images, self.size, "letterbox").to(self.accelerator.device)
 
@@ -173,9 +173,11 @@ class TransVGGrounder:
         self.history = history
 
     def _run(self, queries: Sequence[Query], attention_layer: int | None, what: str):
-        """Network outputs for the queries, in batches, images of a batch encoded once."""
+        """Network outputs for this process's share of the queries, in batches, images of a batch encoded once."""
         device = self.accelerator.device
-        for chunk in track(list(batches(list(queries), ANSWERED)), what):
+        if self.store is not None:
+            self.store.add({q.image.image_id: q.image for q in queries}, "visual features")
+        for chunk in track(share(list(batches(list(queries), ANSWERED))), what):
             unique = list({q.image.image_id: q.image for q in chunk}.values())
             place = {image.image_id: i for i, image in enumerate(unique)}
             which = torch.tensor([place[q.image.image_id] for q in chunk])
@@ -194,10 +196,11 @@ class TransVGGrounder:
             for query, box in zip(chunk, frame_boxes, strict=True):
                 boxes.append(Frame(self.size, query.image.width, query.image.height).to_image(box))
             scores.append(output["score"].float().cpu())
+        boxes, scores = joined(boxes), joined(scores)
         return Grounded(torch.stack(boxes) if boxes else torch.zeros(0, 4), torch.cat(scores) if scores else torch.zeros(0))
 
     def attend(self, queries: Sequence[Query]) -> Attention:
-        maps = [o["attention"].float().cpu() for _, o in self._run(queries, self.config.network.attention_layer, "attention")]
+        maps = joined([o["attention"].float().cpu() for _, o in self._run(queries, self.config.network.attention_layer, "attention")])
         grid = self.network.grid
         return Attention(torch.cat(maps) if maps else torch.zeros(0, grid * grid), grid, self.size)
 
@@ -228,6 +231,12 @@ class _Examples(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+    def row_weights(self, indices: list[int]) -> torch.Tensor:
+        """A batch's loss is the mean of its rows' with these weights, so processes may share it."""
+        if self.grounder.config.weighting == "cpl":
+            return (self.weights[indices] / 8).exp()
+        return torch.ones(len(indices))
 
     def collate(self, indices: list[int]) -> dict:
         device = self.grounder.accelerator.device
