@@ -17,7 +17,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
-import torch
+if "LOCAL_RANK" in os.environ:
+    # DDP remarks, once a process, that a step used all parameters; whether it does changes from step to step
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import torch  # noqa: E402 - reads the setting above
 
 T = TypeVar("T")
 

@@ -80,6 +80,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     import torch
 
     from . import cycle, gallery, metrics, report
+    from .data import decoding
     from .data.readers import read_split
     from .data.records import Problems
     from .data.world import ensure_world
@@ -92,6 +93,8 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     name, several = recipe.__name__.rpartition(".")[2], f"{processes.count()} processes, " if processes.count() > 1 else ""
     log.info("recipe %s on %s, %s, %s%d threads", name, accelerator.device, accelerator.mixed_precision, several, torch.get_num_threads())
     data = processes.by_main(ensure_world)(config.data, root / "world") if config.data.format == "scenes" else config.data
+    decoding.use(processes.by_main(decoding.choose)(config.data.decoder))
+    log.info("JPEG files are decoded by %s on the %s", decoding.current().name, decoding.current().device)
     problems = Problems(data.on_bad)
     train, train_truth = read_split(data, data.train_split, problems)
     evaluated = {s: read_split(data, s, problems) for s in _names(data.eval_split)}

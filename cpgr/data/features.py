@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from ..processes import count, joined, share
 from ..progress import track
 from ..regions import Frame
+from . import decoding
 from .records import Image
 
 log = logging.getLogger("cpgr")
@@ -19,13 +21,18 @@ log = logging.getLogger("cpgr")
 
 def load_frames(images: Sequence[Image], size: int, mode: str) -> torch.Tensor:
     """Decode images into a network's frame: uint8 [B, 3, size, size], RGB."""
-    from .images import open_image, to_frame
+    from .images import as_picture, decode_images, to_frame
 
-    frames = []
-    for image in images:
-        picture = open_image(image.path, record=image.image_id)
-        frames.append(torch.as_tensor(to_frame(picture, Frame(size, image.width, image.height, mode))))
-    return torch.stack(frames)
+    def load(some: Sequence[Image]) -> list[torch.Tensor]:
+        decoded = decode_images([(image.path, image.image_id) for image in some])
+        pictures = [p if isinstance(p, torch.Tensor) else as_picture(p) for p in decoded]
+        return [to_frame(p, Frame(size, image.width, image.height, mode)) for p, image in zip(pictures, some, strict=True)]
+
+    threads = torch.get_num_threads()
+    if threads == 1 or decoding.current().name == "dali":  # which has threads of its own
+        return torch.stack(load(images))
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.stack([frame for frames in pool.map(lambda image: load([image]), images) for frame in frames])
 
 
 def load_crops(crops: Sequence[tuple[Image, list[float]]], size: int) -> torch.Tensor:
