@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of every implementation (default: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where tensors live (default: cpu)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time a case, about (default: 1)")
-    parser.add_argument("--out", type=Path, help="write <machine>.json and <machine>.md into this folder")
+    parser.add_argument("--out", type=Path, help="write <machine>.json and .md into this folder, op by op; ops measured before stay")
     arguments = parser.parse_args()
 
     # Thread pools read these when they are loaded, so they are set before torch is imported.
@@ -38,15 +38,17 @@ def main() -> None:
     setting, reached = machine(arguments.device), roofline(arguments.device)
     rows, wrong = [], []
     for op in arguments.op or OPS:
+        measured = []
         for case in import_module(f".bench_{op}", __package__).cases(arguments.device):
             print(f"{case.op}, {case.name}", file=sys.stderr, flush=True)
             try:
-                rows.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
+                measured.append(measure(case, arguments.seconds, arguments.peer, arguments.device))
             except AssertionError as error:
                 wrong.append(f"{case.op}, {case.name}: the results differ, so nothing was timed: {error}")
+        rows += measured
+        if arguments.out:
+            print(write(arguments.out, measured, setting, reached), file=sys.stderr)
     print(as_markdown(rows, setting, reached))
-    if arguments.out:
-        print(write(arguments.out, rows, setting, reached))
     if wrong:
         sys.exit("\n".join(wrong))
 

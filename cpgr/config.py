@@ -47,6 +47,17 @@ def named_config(name: str) -> str:
     raise CpgrError(f"no config file {name!r}, and none of that name ships with the package ({names})")
 
 
+def name_configs(args: list[str]) -> list[str]:
+    """`--config NAME` of a shipped config becomes its path."""
+    out = list(args)
+    for i, arg in enumerate(out):
+        if arg == "--config" and i + 1 < len(out):
+            out[i + 1] = named_config(out[i + 1])
+        elif arg.startswith("--config="):
+            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
+    return out
+
+
 def make_parser(recipe_config: type, recipe: str, prog: str):
     """The parser of a recipe's runs: every field of its dataclass is an option `--section.key`."""
     from jsonargparse import ActionConfigFile, ArgumentParser

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import processes
-from .config import make_parser, named_config, split_recipe
+from .config import make_parser, name_configs, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
@@ -52,7 +52,7 @@ def _main(argv: list[str], prog: str) -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
-    rest = _name_configs(rest)
+    rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
     saved = root / "config.yaml"
@@ -117,6 +117,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
+        found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
         gallery.collect(here, grounder, (train, train_truth), evaluated)
@@ -167,17 +168,6 @@ def _number(value: float | None) -> float:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
-    return out
 
 
 def _resumed(parser, args: list[str], saved: Path):

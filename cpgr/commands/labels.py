@@ -1,4 +1,4 @@
-"""`cpgr labels`: show the labels a run made, or export them in another code's format."""
+"""`cpgr labels`: show the labels a run made, export them in another code's format, or measure a first pairing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import CpgrError
+from . import baselines
 from .options import add_run, find_artefact
 
 TABLES = {"refined": "refined labels", "basic": "basic labels", "proposals": "proposals"}
@@ -14,8 +15,8 @@ FORMATS = ("cpl", "refclip", "seqtr", "coco", "jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`show` and `export`, each with its options."""
-    parser.description = "Show the labels a run made, or export them for other code."
+    """`show`, `export` and `baselines`, each with its options."""
+    parser.description = "Show the labels a run made, export them for other code, or measure a first pairing."
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     show = commands.add_parser("show", help="print labels readably", description="Print a cycle's labels, image by image.")
     _add_table(show)
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--format", required=True, choices=FORMATS, help="the format")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     export.set_defaults(command=_export, parser=export)
+    measure = commands.add_parser(
+        "baselines", help="pairing beside simpler choices, on data with true boxes", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=baselines.DESCRIPTION,
+    )  # fmt: skip
+    baselines.add_arguments(measure)
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from ..stages import Generator, Grounder, Query
 from .filtering import FilterConfig, filter_labels, region_mass
 from .pairing import PairConfig, map_likeness, pair, posterior, text_scores
 from .text_match import TextMatch
+from .words import WordFit
 
 log = logging.getLogger("cpgr")
 
@@ -39,6 +40,7 @@ class AttentionRefiner:
     def __init__(self, config: RefinementConfig):
         self.config = config
         self.text_match = TextMatch(config.pairing.text_match)
+        self.word_fit = WordFit(config.pairing.word_fit, self.text_match)
 
     def refine(
         self, basic: LabelTable, proposals: LabelTable, split: Split, generator: Generator, grounder: Grounder | None
@@ -86,6 +88,8 @@ class AttentionRefiner:
         asked = [vectors[e.text] for e in expressions]
         similar, which = text_scores(asked, texts, [vectors[t.expression] for t in texts], regions, config.dropped)
         scores = {"text": similar}
+        if config.words.weight:
+            scores["words"] = self.word_fit.scores([e.text for e in expressions], regions)
         if expression_maps:
             frame = expression_maps["frame"]
             maps = torch.stack([expression_maps[_key(e)] for e in expressions])

@@ -14,6 +14,10 @@ QUALITY = {
     "pairing_hit_rate": ("pairing hit rate", "training expressions whose chosen region has an IoU of at least 0.5 with the true box"),
     "proposal_recall": ("proposal recall", "the same for the best proposal: the most that pairing can reach"),
 }
+CHOICES = {
+    "largest": "the largest region", "best_scored": "the region the detector is surest of", "named_class": "a region of the named class",
+    "random": "any region",
+}  # fmt: skip
 _NOT_CHOSEN = "pairing: another region fits better"
 
 
@@ -91,7 +95,26 @@ def label_quality(run: RunFolder) -> str:
         [f'{safe(name)}<small class="meaning">{safe(meaning)}</small>', *(percent(found.get(key)) for found in rows_of.values())]
         for key, (name, meaning) in QUALITY.items()
     ]
-    return _figures([("", chart)]) + table(["", *(f"cycle {n}" for n in rows_of)], rows)
+    return _figures([("", chart)]) + table(["", *(f"cycle {n}" for n in rows_of)], rows) + _baselines(run)
+
+
+def _baselines(run: RunFolder) -> str:
+    """The pairing of the first and the last cycle beside choices that ask less of an expression."""
+    parts = []
+    for cycle in dict.fromkeys((run.finished[0].number, run.finished[-1].number)):
+        found = next(c for c in run.finished if c.number == cycle).metrics.get("pairing") or {}
+        if not found.get("count"):
+            continue
+        rows = [["pairing", percent(found.get("pairing")), "", ""]]
+        for key, name in CHOICES.items():
+            one = found.get(key, {})
+            lead, low, high = (one.get(part) for part in ("difference", "low", "high"))
+            span = f"{points(low)} to {points(high)}" if known(low) and known(high) else UNKNOWN
+            rows.append([safe(name), percent(one.get("hit_rate")), points(lead) if known(lead) else UNKNOWN, span])
+        rows.append(["the best region", percent(found.get("ceiling")), "", ""])
+        caption = f"Cycle {cycle}: pairing of {found['count']:,} true expressions of {found.get('images', 0):,} images beside simpler choices"
+        parts.append(table(["choice", "hit rate", "pairing minus it", "95 % interval over images"], rows, caption))
+    return "".join(parts)
 
 
 def outcomes(run: RunFolder) -> str:
