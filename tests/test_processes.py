@@ -204,7 +204,7 @@ def losses(folder):
 
 
 def test_a_run_of_two_processes(place, one):
-    """Labels of the first cycle bit for bit; losses to rounding, which six steps of AdamW make 1e-3 of; one log."""
+    """Labels of the first cycle bit for bit; losses to rounding, as it grows in 20 steps of AdamW; one log."""
     said = run(place, place / "two", 2)
     for name in ("proposals.parquet", "basic.parquet", "refined.parquet"):
         assert table(place / "two" / "cycle-1" / name) == table(one / "cycle-1" / name), name
@@ -212,7 +212,7 @@ def test_a_run_of_two_processes(place, one):
         mine, theirs = losses(place / "two" / part), losses(one / part)
         assert mine.keys() == theirs.keys() and mine
         for name in mine:
-            assert mine[name] == pytest.approx(theirs[name], rel=2e-3), (part, name)
+            assert mine[name] == pytest.approx(theirs[name], rel=2e-4), (part, name)
     assert said.count("cycle 2 of 2") == 1
     assert (place / "two" / "report.html").stat().st_size > 10_000
     assert not [p for p in (place / "two").rglob("*") if p.suffix == ".tmp" or p.name.endswith(".partial")]
