@@ -246,7 +246,9 @@ def test_killed_and_resumed_in_two_processes(place):
         time.sleep(share * length)
         _kill_all(process)
     run(place, out, 2, *options, *(["--resume"] if (out / "config.yaml").exists() else []))
-    for path in sorted((place / "left-alone").glob("cycle-*/**/*")):
+    made = sorted((place / "left-alone").glob("cycle-*/**/*"))
+    assert {"proposals.parquet", "refined.parquet", "model.safetensors", "adapter_model.safetensors"} <= {path.name for path in made}
+    for path in made:
         other = out / path.relative_to(place / "left-alone")
         if path.suffix == ".safetensors":
             assert other.read_bytes() == path.read_bytes(), path
