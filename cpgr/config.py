@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from .data.proposals import ProposalConfig
 from .data.readers import DataConfig
@@ -26,6 +27,8 @@ class RunConfig:
         proposals: Where regions come from: builtin, transformers:NAME_OR_FOLDER, onnx:FILE or file:FILE.
         detection: How many of them are kept, and their words.
     """
+
+    shipped: ClassVar[tuple[str, ...]] = ()  # shipped configs read before the recipe's own
 
     seed: int = 0
     cycles: int = 3
@@ -65,7 +68,7 @@ def make_parser(recipe_config: type, recipe: str, prog: str):
     parser = ArgumentParser(
         prog=f"{prog} {recipe}",
         description=f"Run the recipe {recipe!r} on a data set (default: the built-in world).",
-        default_config_files=[str(CONFIGS / f"{recipe}.yaml")],
+        default_config_files=[str(CONFIGS / f"{name}.yaml") for name in (*recipe_config.shipped, recipe)],
         exit_on_error=True,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of a shipped config")

@@ -64,6 +64,7 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     proposal, so the most that pairing can reach.
     """
     made = [row for row in refined if row.kind != "dataset"]
+    written = [row for row in basic if row.kind != "dataset"]
     passed = [row for row in made if not row.reason.startswith("filtering")]
     judge = text_judge(truth)
     chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
@@ -71,7 +72,7 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     hits = paired_iou([chosen[e].box for e in known], [truth.boxes[e] for e in known]) >= HIT
     return {
         "keep_rate": len(passed) / len(made) if made else None,
-        "basic_precision": _precision(list(basic), judge),
+        "basic_precision": _precision(written, judge),
         "filter_precision": _precision(passed, judge),
         "pairing_hit_rate": float(hits.double().mean()) if known else None,
         "proposal_recall": proposal_recall(proposals, chosen, truth),
@@ -119,10 +120,10 @@ def _choices(row: Label, regions: list[Label], box: list[float]) -> list[float]:
 
 
 def proposal_recall(proposals: LabelTable, chosen: dict[str, Label], truth: Truth) -> float | None:
-    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5."""
+    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5; None without proposals."""
     regions = {image: [row.box for row in rows] for image, rows in proposals.by_image().items()}
     known = [(row.image_id, truth.boxes[e]) for e, row in chosen.items() if e in truth.boxes]
-    if not known:
+    if not known or not regions:
         return None
     found = sum(
         bool((box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor(regions[image], dtype=torch.float64)) >= HIT).any())

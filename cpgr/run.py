@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -104,7 +105,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
         processes.by_main((root / "skipped.txt").write_text)("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
-    parts = recipe.build(config, accelerator, root / "work")
+    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work")
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
@@ -115,6 +116,10 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             found[split_name], answers = metrics.evaluate(grounder, split, truth)
             answers.save(here.folder / f"predictions-{split_name}.parquet")
             log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
+        if hasattr(parts.refiner, "ground"):  # a teacher that can answer by itself
+            found["teacher"] = {name: metrics.evaluate(parts.refiner, *held)[0] for name, held in evaluated.items()}
+            scores = ", ".join(f"{name} {_number(m['acc@0.5']):.3f}" for name, m in found["teacher"].items())
+            log.info("cycle %d, the teacher's Acc@0.5: %s", here.number, scores)
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
         found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
@@ -151,12 +156,13 @@ def _validation(config, data, problems, metrics):
     """Acc@0.5 on the validation split, where the config selects models by it; declared in the recipe."""
     from .data.readers import read_split
 
-    if not config.grounding.training.validate_every:
+    trained = {name: part.training for name in ("refinement", "grounding") if hasattr(part := getattr(config, name, None), "training")}
+    if not any(training.validate_every for training in trained.values()):
         return None
     if data.val_split == data.train_split:
         raise CpgrError(
             f"data.val_split and data.train_split are both {data.val_split!r}: choosing the best model would see the training "
-            "regions; set --grounding.training.validate_every 0 or another --data.val_split"
+            "regions; set validate_every of the training to 0, or another --data.val_split"
         )
     split, truth = read_split(data, data.val_split, problems)
     return lambda grounder: metrics.evaluate(grounder, split, truth)[0]["acc@0.5"]

@@ -19,14 +19,14 @@ from .records import Image
 log = logging.getLogger("cpgr")
 
 
-def load_frames(images: Sequence[Image], size: int, mode: str) -> torch.Tensor:
-    """Decode images into a network's frame: uint8 [B, 3, size, size], RGB."""
+def load_frames(images: Sequence[Image], size: int, mode: str, fill: tuple[int, int, int] = (0, 0, 0)) -> torch.Tensor:
+    """Decode images into a network's frame: uint8 [B, 3, size, size], RGB; `fill` colours a letterbox's padding."""
     from .images import as_picture, decode_images, to_frame
 
     def load(some: Sequence[Image]) -> list[torch.Tensor]:
         decoded = decode_images([(image.path, image.image_id) for image in some])
         pictures = [p if isinstance(p, torch.Tensor) else as_picture(p) for p in decoded]
-        return [to_frame(p, Frame(size, image.width, image.height, mode)) for p, image in zip(pictures, some, strict=True)]
+        return [to_frame(p, Frame(size, image.width, image.height, mode), fill=fill) for p, image in zip(pictures, some, strict=True)]
 
     threads = torch.get_num_threads()
     if threads == 1 or decoding.current().name == "dali":  # which has threads of its own
@@ -56,8 +56,8 @@ class FeatureStore:
     `memory_mb`; later ones go to one file in `folder` (deleted with the store), read back by offset.
     """
 
-    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], size: int, mode: str, *, memory_mb: float, folder: Path, batch: int = 32):
-        self.encode, self.size, self.mode, self.batch = encode, size, mode, batch
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], size: int, mode: str, *, memory_mb: float, folder: Path, batch: int = 32, fill: tuple[int, int, int] = (0, 0, 0)):
+        self.encode, self.size, self.mode, self.batch, self.fill = encode, size, mode, batch, fill
         self.budget, self.folder = int(memory_mb * 2**20), folder
         self.memory: dict[str, torch.Tensor] = {}
         self.offsets: dict[str, int] = {}
@@ -79,7 +79,7 @@ class FeatureStore:
 
     @torch.no_grad()
     def _encoded(self, images: Sequence[Image]) -> torch.Tensor:
-        return self.encode(load_frames(images, self.size, self.mode)).cpu()
+        return self.encode(load_frames(images, self.size, self.mode, self.fill)).cpu()
 
     def __getitem__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Features of the images, [B, ...], in the order of the ids."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data.features import FeatureStore, load_crops
-from ..data.records import Expression
+from ..data.records import Expression, Split
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
 from ..processes import joined, share
@@ -180,7 +180,8 @@ class Blip2Generator:
         self.model.eval()
         self.fitted = True
 
-    def generate(self, images: Images, proposals: LabelTable) -> LabelTable:
+    def generate(self, split: Split, proposals: LabelTable) -> LabelTable:
+        images = split.images
         made = self._written(images, proposals) if self.fitted else []
         if not self.fitted or self.config.keep_templates:
             made += self._templates(proposals)

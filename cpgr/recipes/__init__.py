@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-RECIPES = ("cpgr",)
+RECIPES = ("cpgr", "refclip", "student")
 
 
 def load(name: str):

@@ -27,6 +27,7 @@ def headline(run: RunFolder) -> str:
         return "<p>No cycle is finished yet, so nothing is measured.</p>"
     first, last = run.finished[0], run.finished[-1]
     tiles = "".join(_accuracy_tile(name, found, first) for name, found in last.splits.items())
+    teacher = ", ".join(f"{safe(name)} {percent(found.get('acc@0.5'))}" for name, found in last.metrics.get("teacher", {}).items())
     labels = last.metrics.get("labels", {})
     quality = "".join(
         f'<div class="tile small"><h3>{safe(QUALITY[key][0])}</h3><p class="big">{percent(labels.get(key))}</p>'
@@ -34,7 +35,8 @@ def headline(run: RunFolder) -> str:
         for key in ("pairing_hit_rate", "filter_precision", "proposal_recall")
         if known(labels.get(key))
     )
-    return "".join(f'<div class="tiles">{some}</div>' for some in (tiles, quality) if some)
+    said = f"<p>Acc@0.5 of the teacher itself in cycle {last.number}: {teacher}.</p>" if teacher else ""
+    return "".join(f'<div class="tiles">{some}</div>' for some in (tiles, quality) if some) + said
 
 
 def _accuracy_tile(name: str, found: dict, first: CycleRecord) -> str:

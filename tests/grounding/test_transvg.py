@@ -96,16 +96,16 @@ def test_warm_start_goes_on_from_the_last_weights(accelerator, tmp_path, small_w
 
 
 def test_cpl_weighting_is_a_softmax_over_the_batch(accelerator, tmp_path, small_world, labels):
-    from cpgr.grounding.transvg import _Examples, _Step
+    from cpgr.grounding.grounder import Examples
 
     grounder = fitted(accelerator, tmp_path, small_world, labels)
     rows = [replace(row, weight=float(i % 2) * 8) for i, row in enumerate(list(labels)[:4])]
     images = small_world[1].images
 
     def loss(weighting, *indices):
-        step = _Step(grounder.network, replace(grounder.config, weighting=weighting)).eval()
+        grounder.config = replace(grounder.config, weighting=weighting)
         with torch.no_grad():
-            return step(_Examples(rows, images, grounder).collate(list(indices)))["loss"]
+            return grounder._step().eval()(Examples(rows, images, grounder).collate(list(indices)))["loss"]
 
     a, b = loss("none", 0), loss("none", 1)
     torch.testing.assert_close(loss("none", 0, 1), (a + b) / 2)
