@@ -222,6 +222,7 @@ def train(
     state.save(accelerator.is_main_process)  # until the caller has saved its artefact, the training is not lost
     state.finish()
     model.eval()
+    torch.manual_seed(seed)  # the same on every process again, and `torch.initial_seed()` the caller's
     accelerator.free_memory()  # it would keep every trained model until the run ends
     accelerator.wait_for_everyone()
     if not all(math.isfinite(values[-1]) for values in state.history.losses.values() if values):
@@ -240,7 +241,7 @@ def _load(data: Dataset, collate: Callable, batches: Batches, seed: int):
 def _mixed(*parts: int) -> int:
     import hashlib
 
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig, pretrained: Callable[[str], bool] = lambda name: False):
