@@ -24,13 +24,14 @@ log = logging.getLogger("cpgr")
 
 @dataclass
 class Parts:
-    """What a recipe hands to the loop. `propose` gives the split's regions; `warm_start` and `carry_over` say whether
-    a cycle's training starts from the last one's weights."""
+    """What a recipe hands to the loop. `propose` gives the split's regions; `last_length` is how much longer Grounding trains in
+    the last cycle than in the others."""
 
     propose: Callable[[Split], LabelTable]
     generator: Generator
     refiner: Refiner
     grounder: Grounder
+    last_length: float = 1.0
 
 
 @dataclass
@@ -103,9 +104,11 @@ def run(
             grounder.at(last.grounding)
             start("grounding")
             check = (lambda: validate(parts.grounder)) if validate else None
-            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check)
+            length = parts.last_length if number == cycles else 1.0
+            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check, length)
             _save(parts.grounder, here.grounding, here.work / "grounding")
             grounder.folder = here.grounding
+        generator.at(here.generation)
         grounder.at(here.grounding)
         write_json(here.metrics, report(here, parts.grounder))
         shutil.rmtree(here.work, ignore_errors=True)

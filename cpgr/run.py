@@ -94,7 +94,9 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
         (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
-    parts = recipe.build(config, accelerator, root / "work")
+    # the training split's boxes go to the recipe that says so in its own module, full supervision, and to no other
+    truth = [train_truth] if getattr(recipe, "SEES_TRUTH", False) else []
+    parts = recipe.build(config, accelerator, root / "work", *truth)
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
@@ -107,6 +109,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
+        found["texts"] = metrics.text_quality(*tables[1:], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
         gallery.collect(here, grounder, (train, train_truth), evaluated)

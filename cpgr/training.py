@@ -6,6 +6,7 @@ training killed at any moment goes on where it was and ends with the same weight
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -127,14 +128,17 @@ def _cpu_flags() -> str:
 
 @dataclass
 class History:
-    """Losses by name, one value every `every` steps, and the validation scores."""
+    """Losses by name, one value every `every` steps, the validation scores, and the seconds and steps of the training
+    (validation not counted)."""
 
     every: int = 10
     losses: dict[str, list[float]] = field(default_factory=dict)
     validation: list[list[float]] = field(default_factory=list)  # [step, score]
+    seconds: float = 0.0
+    steps: int = 0
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"every": self.every, "losses": self.losses, "validation": self.validation}, indent=1))
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
 
 def train(
@@ -172,7 +176,7 @@ def train(
     own = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=config.workers, generator=own)
     model.train()
-    saved = time.monotonic()
+    saved = clock = time.monotonic()
     try:
         for batch in track(loader, what, len(batches)):
             with accelerator.autocast():
@@ -184,12 +188,14 @@ def train(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             state.note(losses)
+            state.history.seconds += time.monotonic() - clock
             if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
                 state.select(validate())
                 model.train()
             if config.checkpoint_seconds and time.monotonic() - saved > config.checkpoint_seconds:
                 state.save(accelerator.is_main_process)
                 saved = time.monotonic()
+            clock = time.monotonic()
     except KeyboardInterrupt:
         state.save(accelerator.is_main_process)
         raise
@@ -240,6 +246,7 @@ class _State:
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
         self.step += 1
+        self.history.steps = self.step
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         if self.step % self.history.every == 0:
@@ -262,7 +269,7 @@ class _State:
         state = {
             "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best,
-            "history": [self.history.every, self.history.losses, self.history.validation],
+            "history": dataclasses.asdict(self.history),
             "torch": torch.get_rng_state(), "python": random.getstate(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }  # fmt: skip
@@ -283,7 +290,7 @@ class _State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
-        self.history = History(*saved["history"])
+        self.history = History(**saved["history"])
         torch.set_rng_state(saved["torch"])
         random.setstate(_as_tuple(saved["python"]))
         if saved["cuda"]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .shared_images import share_images
+
 QFORMER_LORA = r".*qformer\.encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|value)"
 LLM_LORA = r".*language_model\..*\.(q_proj|v_proj|SelfAttention\.q|SelfAttention\.v|EncDecAttention\.q|EncDecAttention\.v)"
 
@@ -66,6 +68,7 @@ class RegionBlip2(nn.Module):
     def __init__(self, captioner, parts: nn.ModuleDict):
         super().__init__()
         self.captioner, self.parts = captioner, parts
+        share_images(captioner.qformer)
         width = captioner.config.qformer_config.hidden_size
         self.region_queries = nn.Parameter(captioner.query_tokens.detach().clone().float())
         self.coordinates = CoordinateEmbedding(width)
@@ -101,18 +104,19 @@ class RegionBlip2(nn.Module):
             return self.blip2.query_tokens.expand(count, -1, -1)
         return self.region_queries + self.coordinates(boxes)[:, None]
 
-    def regions(self, image: torch.Tensor, boxes: torch.Tensor | None) -> torch.Tensor:
-        """Query outputs [R, K, D] of image features [R, S, V]."""
-        out = self.blip2.qformer(query_embeds=self.queries(boxes, len(image)), encoder_hidden_states=image)
+    def regions(self, image: torch.Tensor, boxes: torch.Tensor | None, owner: torch.Tensor | None = None) -> torch.Tensor:
+        """Query outputs [R, K, D] of image features [R, S, V], or of [I, S, V] with `owner` [R], each region's image."""
+        count = len(image) if owner is None else len(owner)
+        out = self.blip2.qformer(query_embeds=self.queries(boxes, count), encoder_hidden_states=image, owner=owner)
         return out.last_hidden_state
 
-    def read(self, image, boxes, ids, mask, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass over queries and text: (query outputs [R, K, D], text outputs [R, T, D]).
+    def read(self, image, boxes, ids, mask, *, causal: bool, owner=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over queries and text: (query outputs [R, K, D], text outputs [R, T, D]). `owner` as in `regions`.
 
         causal=False: everything sees everything (ITM). causal=True: queries see queries, a text token sees all
         queries and the text up to itself (ITG); the query outputs are then those of `regions`.
         """
-        queries = self.queries(boxes, len(image))
+        queries = self.queries(boxes, len(ids))
         count, words = queries.shape[1], ids.shape[1]
         sequence = self.parts["embeddings"](input_ids=ids, query_embeds=queries)
         seen = torch.ones(len(ids), 1, count + words, count + words, dtype=torch.bool, device=ids.device)
@@ -122,7 +126,7 @@ class RegionBlip2(nn.Module):
             seen[:, :, count:, count:] &= torch.ones(words, words, dtype=torch.bool, device=ids.device).tril()
         bias = torch.zeros(seen.shape, dtype=sequence.dtype, device=ids.device).masked_fill(~seen, torch.finfo(sequence.dtype).min)
         out = self.blip2.qformer(
-            query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image
+            query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image, owner=owner
         ).last_hidden_state
         return out[:, :count], out[:, count:]
 

@@ -14,6 +14,11 @@ QUALITY = {
     "pairing_hit_rate": ("pairing hit rate", "training expressions whose chosen region has an IoU of at least 0.5 with the true box"),
     "proposal_recall": ("proposal recall", "the same for the best proposal: the most that pairing can reach"),
 }
+TEXT_KINDS = {"all": "all made texts", "generated": "texts the model wrote", "template": "templates"}
+TEXT_QUALITY = {
+    "centrality": ("Region-Centrality", "share that is true of its region"),
+    "discrimination": ("Reference-Discrimination", "share that is true of its region and of no other object of the image"),
+}
 _NOT_CHOSEN = "pairing: another region fits better"
 
 
@@ -92,6 +97,21 @@ def label_quality(run: RunFolder) -> str:
         for key, (name, meaning) in QUALITY.items()
     ]
     return _figures([("", chart)]) + table(["", *(f"cycle {n}" for n in rows_of)], rows)
+
+
+def text_quality(run: RunFolder) -> str:
+    """Region-Centrality and Reference-Discrimination of the made expressions, before and after Filtering."""
+    rows_of = {c.number: c.metrics.get("texts") or {} for c in run.finished}
+    kinds = [kind for kind in TEXT_KINDS if any(kind in found for found in rows_of.values())]
+    rows = []
+    for kind in kinds:
+        for key, (name, meaning) in TEXT_QUALITY.items():
+            cells = []
+            for found in rows_of.values():
+                shares = [percent(found.get(kind, {}).get(stage, {}).get(key)) for stage in ("before", "after")]
+                cells.append(" → ".join(shares))
+            rows.append([f'{safe(TEXT_KINDS[kind])}: {safe(name)}<small class="meaning">{safe(meaning)}</small>', *cells])
+    return table(["before → after Filtering", *(f"cycle {n}" for n in rows_of)], rows) if rows else ""
 
 
 def outcomes(run: RunFolder) -> str:

@@ -141,7 +141,7 @@ def test_words_no_checkpoint_knows_are_learnt(accelerator, tmp_path, small_world
 
 
 def test_a_matcher_of_another_shape_is_refused(tmp_path):
-    from cpgr.pretrain import make_blip2
+    from cpgr.pretrain.blip2 import make_blip2
     from transformers import Blip2ForImageTextRetrieval
 
     _, matcher, _, _ = make_blip2(["a"], tmp_path)
