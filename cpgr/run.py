@@ -1,4 +1,5 @@
-"""`python -m cpgr.run [RECIPE] [--config FILE] [--out DIR] [--seed N] [--cycles N] [--section.key value ...]`."""
+"""`python -m cpgr.run [RECIPE] [--config FILE] [--out DIR] [--seed N] [--cycles N] [--section.key value ...]`, and
+`python -m cpgr.run ablation [--arms A,B] [--seeds 0,1,2]`: many such runs and a table of them."""
 
 from __future__ import annotations
 
@@ -24,8 +25,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") ->
         signal.signal(signal.SIGTERM, _stop)  # a batch system's way of saying Ctrl-C
     except ValueError:
         pass  # not in the main thread
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv), prog)
+        if argv[:1] == ["ablation"]:
+            from . import ablation
+
+            return ablation.command(argv[1:], f"{prog} ablation")
+        return command(argv, prog)
     except CpgrError as error:
         log.debug("", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
@@ -39,7 +45,8 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
-def _main(argv: list[str], prog: str) -> int:
+def command(argv: list[str], prog: str = "python -m cpgr.run") -> int:
+    """One run from its arguments; raises CpgrError where `main` prints it."""
     from . import recipes
 
     name, rest = split_recipe(argv, recipes.RECIPES)

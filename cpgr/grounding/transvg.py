@@ -46,7 +46,8 @@ class TransVGConfig:
             that has seen the labels before learns their mistakes by heart.
         loss_l1: Weight of the L1 term (1 as published; 5 suits the pointer head).
         loss_giou: Weight of the GIoU term (1 as published; 2 suits the pointer head).
-        weighting: `none`, or `cpl`: each batch's losses weighted by softmax(label weight / 8).
+        weighting: `none`; `weight`: each loss times its label's weight, over the batch's mean weight; `cpl`: each batch's
+            losses weighted by softmax(label weight / 8).
         network: Shape of the fusion network.
         training: How it is trained.
         memory_mb: Memory for cached visual features; what goes beyond lies on disk.
@@ -72,6 +73,8 @@ class TransVGGrounder:
     """`stages.Grounder` by a `GroundingNetwork`."""
 
     def __init__(self, config: TransVGConfig, accelerator, work: Path):
+        if config.weighting not in ("none", "weight", "cpl"):
+            raise CpgrError(f"grounding.weighting: {config.weighting!r} is none of none, weight, cpl")
         self.config, self.accelerator, self.work = config, accelerator, work
         self.network: GroundingNetwork | None = None
         self.tokenizer = None
@@ -269,4 +272,6 @@ class _Step(nn.Module):
             losses = box_loss(output["boxes"], batch["boxes"], config.loss_l1, config.loss_giou)
         if config.weighting == "cpl":
             return {"loss": ((batch["weights"] / 8).softmax(0) * losses).sum()}
+        if config.weighting == "weight":
+            return {"loss": (batch["weights"] * losses).sum() / batch["weights"].sum().clamp(min=1e-6)}
         return {"loss": losses.mean()}
