@@ -1,5 +1,5 @@
-"""BLIP-2's classes at the world's size, in two steps: the image encoder learns to see what the detector sees, then, its
-outputs kept, the Q-Former and the language model learn to say what is in a box."""
+"""BLIP-2's classes at the world's size, in three steps: the whole of it on captions and phrases, its image encoder distilled
+from the detector; then with prefixes; then, the image encoder's outputs kept, long on what is in a box and around it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.proposals.tiny_detector import TinyDetector, sine_positions
 from ..data.scenes import captions
 from ..generation.checkpoints import load_blip2
-from ..generation.objectives import Texts, contrast, matching
+from ..generation.objectives import Texts, contrast, matching, region_losses
 from ..generation.region_blip2 import RegionBlip2, clip_pixels
 from ..training import TrainingConfig, train
 from .images import image_tokens, token_rows
 from .phrases import Phrases
 from .quality import held_out, quality
-from .scenes import PIXELS, Drawn, Indices, as_is, attribute_indices, positive_cells, save_half
+from .scenes import PIXELS, Indices, as_is, attribute_indices, save_half
 from .words import bert_tokenizer, language_tokenizer
 
 log = logging.getLogger("cpgr")
 
-PATCH = 8  # pixels: a patch of the image encoder is a cell of the detector
+PATCH = 16  # pixels
 REGIONS = 3  # of a scene in a step
 
 
@@ -64,57 +63,87 @@ def make_blip2(words: list[str], out: Path):
     return captioner, matcher, llm_words, qformer_words
 
 
-def train_image_encoder(drawn, words, tokens, detector: TinyDetector, out: Path, steps: int, accelerator) -> None:
-    """Distillation from the detector's cell tokens, objects counting more than ground, and through its label heads."""
-    captioner, matcher, _, _ = make_blip2(words, out)
-    start_from_detector(captioner.vision_model, detector)
-    step = _DistilStep(captioner.vision_model, detector, tokens, drawn)
-    settings = TrainingConfig(steps=steps, batch_size=16, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02, checkpoint_seconds=60.0)
-    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=3, work=out / "vision.work", what="image encoder")
-    parts = nn.ModuleDict({n: getattr(matcher, n) for n in ("embeddings", "vision_projection", "text_projection", "itm_head")})
+def train_blip2(drawn, words, tokens, out: Path, steps: int, accelerator) -> None:
+    """The whole model on captions and detection phrases, its image encoder distilled from the detector's cells."""
+    captioner, matcher, llm_words, qformer_words = make_blip2(words, out)
+    parts = nn.ModuleDict(
+        {name: getattr(matcher, name) for name in ("embeddings", "vision_projection", "text_projection", "itm_head")}
+    )
     model = RegionBlip2(captioner, parts)
     nn.init.normal_(model.coordinates.outer.weight, std=0.05)
+    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.0)
+    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02)
+    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=3, work=out / "blip2.work", what="BLIP-2")
     save_blip2(model, matcher, out)
 
 
-@torch.no_grad()
-def start_from_detector(encoder, detector: TinyDetector) -> None:
-    """The last layers start as the detector's transformer blocks and the positions as its own: the layers before them are
-    left to do what its convolutions do."""
-    encoder.embeddings.position_embedding[:, 1:] = sine_positions(detector.config.grid, detector.config.width)
-    for layer, block in zip(encoder.encoder.layers[-detector.config.layers :], detector.blocks, strict=True):
-        for ours, theirs in (
-            (layer.layer_norm1, block.norm1), (layer.layer_norm2, block.norm2), (layer.self_attn.projection, block.out),
-            (layer.mlp.fc1, block.ffn[0]), (layer.mlp.fc2, block.ffn[2]), (layer.self_attn.qkv, block.qkv),
-        ):  # fmt: skip
-            ours.load_state_dict(theirs.state_dict())
+def train_prefixes(drawn, tokens, out: Path, steps: int, accelerator) -> None:
+    """Go on from the saved BLIP-2 with prefixes before the phrases: a large language model reads its prompt, a small one
+    has to learn to."""
+    model, llm_words, qformer_words = load_region_blip2(out)
+    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.7)
+    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=50, final_rate=0.02)
+    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=4, work=out / "prefixes.work", what="BLIP-2, prefixes")
+    save_blip2(model, _matcher(model, out), out)
 
 
-class _DistilStep(nn.Module):
-    def __init__(self, encoder, detector: TinyDetector, tokens, drawn):
+def _matcher(model: RegionBlip2, out: Path):
+    """The saved matcher with the trained parts in it."""
+    from transformers import Blip2ForImageTextRetrieval
+
+    matcher = Blip2ForImageTextRetrieval.from_pretrained(out / "blip2-itm", dtype=torch.float32)
+    matcher.qformer = model.blip2.qformer
+    for name, part in model.parts.items():
+        setattr(matcher, name, part)
+    return matcher
+
+
+class _Blip2Step(nn.Module):
+    """Captions of whole images and detection phrases of boxes, with the image encoder distilled from the detector."""
+
+    def __init__(self, model: RegionBlip2, llm_words, qformer_words, tokens, drawn, prefixes: float):
         super().__init__()
-        self.encoder, self.tokens, self.drawn = encoder, tokens, drawn
-        self.distil = nn.Linear(encoder.config.hidden_size, tokens.shape[-1])
-        self._detector = [detector]  # frozen, and no part of this module
+        self.prefixes = prefixes  # how often a phrase is written after another phrase of the same object
+        self.model, self.llm_words, self.qformer_words, self.tokens, self.drawn = model, llm_words, qformer_words, tokens, drawn
+        vision = model.blip2.config.vision_config
+        self.cells = math.isqrt(tokens.shape[1]) // (vision.image_size // vision.patch_size)
+        self.distil = nn.Linear(vision.hidden_size, tokens.shape[-1] * self.cells**2)
 
     def forward(self, indices: list[int]) -> dict:
-        detector = self._detector[0]
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         frames = torch.stack([self.drawn[i].image for i in indices])
-        found = self.distil(self.encoder(clip_pixels(frames)).last_hidden_state[:, 1:])
-        target = self.tokens[indices].float()
-        weight = torch.full(target.shape[:2], 0.5)
-        rows, cells, named = [], [], []
-        for row, i in enumerate(indices):
-            picked, owner = positive_cells(self.drawn[i].boxes, detector.config.grid)
-            weight[row, picked] = 4.0
-            rows.append(torch.full_like(picked, row))
-            cells.append(picked)
-            named.append(attribute_indices(self.drawn[i].scene.objects, detector.config)[owner])
-        rows, cells, named = torch.cat(rows), torch.cat(cells), torch.cat(named)
-        distil = ((found.float() - target) ** 2).mean(-1).mul(weight).sum() / weight.sum()
-        _, _, labels = detector.heads(found)
-        names = sum(F.cross_entropy(logits[rows, cells].float(), named[:, i]) for i, logits in enumerate(labels))
-        return {"distil": distil, "names": names, "loss": distil + 0.3 * names}
+        image = self.model.blip2.vision_model(clip_pixels(frames)).last_hidden_state
+        losses = {"distil": self._distil(image, indices)}
+        queries = self.model.regions(image, None)
+        losses["caption"] = self._language(queries, [captions.caption(self.drawn[i].scene, rng) for i in indices])
+        picks = [(row, int(k)) for row, i in enumerate(indices) for k in rng.permutation(len(self.drawn[i].boxes))[:3]]
+        objects = [self.drawn[indices[row]].scene.objects[k] for row, k in picks]
+        phrases = [captions.detection_phrase(o, rng) for o in objects]
+        prefixes = [captions.detection_phrase(o, rng) if rng.random() < self.prefixes else "" for o in objects]
+        boxes = torch.stack([self.drawn[indices[row]].boxes[k] for row, k in picks])
+        boxes = (boxes + torch.randn_like(boxes) * 0.01).clamp(0, 1)
+        encoded = self.qformer_words(phrases, padding=True, return_tensors="pt")
+        texts = Texts(encoded["input_ids"], encoded["attention_mask"], self.qformer_words.bos_token_id)
+        same = torch.tensor([[a == b for b in phrases] for a in phrases])
+        named = region_losses(
+            self.model, image, boxes, texts, self._ids(prefixes, True), self._ids(phrases, False), same, torch.ones(len(picks)),
+            torch.tensor([row for row, _ in picks]), smoothing=0.0,
+        )  # fmt: skip
+        losses |= named
+        return {**losses, "loss": sum(losses.values())}
+
+    def _distil(self, image, indices):
+        grid, cells = math.isqrt(self.tokens.shape[1]), self.cells
+        target = self.tokens[indices].float().unflatten(1, (grid // cells, cells, grid // cells, cells))
+        target = target.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        # raw, it takes most of the clipped gradient at first: image features come before the words for them
+        return F.mse_loss(self.distil(image[:, 1:]).float(), target)
+
+    def _language(self, queries, texts):
+        return self.model.language_loss(queries, *self._ids([""] * len(texts), True), *self._ids(texts, False)).mean()
+
+    def _ids(self, texts, prompt: bool):
+        return token_rows(self.llm_words, texts, prompt)
 
 
 def load_region_blip2(folder: Path):
@@ -129,17 +158,16 @@ def load_region_blip2(folder: Path):
 
 
 def train_regions(drawn, out: Path, steps: int, context: float, accelerator) -> None:
-    """Captions of whole images and phrases of boxes, on the frozen image encoder's outputs."""
-    from transformers import Blip2ForImageTextRetrieval
-
+    """Go on with the image encoder frozen and its outputs kept, which makes a step cheap: captions, phrases of boxes and, in
+    a share `context` of draws, phrases with context, with the aids of `_RegionStep`."""
     model, llm_words, qformer_words = load_region_blip2(out)
     model.blip2.vision_model.requires_grad_(False)
     with accelerator.autocast():
         images = image_tokens(model, drawn)
     step = _RegionStep(model, llm_words, qformer_words, images, Phrases(drawn, context))
     settings = TrainingConfig(
-        steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02, checkpoint_seconds=60.0,
-        validate_every=500,
+        steps=steps, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=50, final_rate=0.02, checkpoint_seconds=60.0,
+        validate_every=300,
     )  # fmt: skip
     judged = held_out(24)
 
@@ -148,12 +176,8 @@ def train_regions(drawn, out: Path, steps: int, context: float, accelerator) -> 
         log.info("BLIP-2: %s", ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
         return found["unique"] + found["phrase_itg"] + found["context_itg"]
 
-    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=4, work=out / "regions.work", what="BLIP-2", validate=validate)
-    matcher = Blip2ForImageTextRetrieval.from_pretrained(out / "blip2-itm", dtype=torch.float32)
-    matcher.qformer = model.blip2.qformer
-    for name, part in model.parts.items():
-        setattr(matcher, name, part)
-    save_blip2(model, matcher, out)
+    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=5, work=out / "regions.work", what="BLIP-2, regions", validate=validate)
+    save_blip2(model, _matcher(model, out), out)
 
 
 class _RegionStep(nn.Module):
@@ -216,8 +240,7 @@ class _RegionStep(nn.Module):
         across = (centre > boxes[:, :1] - half) & (centre < boxes[:, 2:3] + half)
         down = (centre > boxes[:, 1:2] - half) & (centre < boxes[:, 3:4] + half)
         inside = (down[:, :, None] & across[:, None]).flatten(1)
-        first = [m for m in self.maps[: len(self.model.blip2.qformer.encoder.layer) - 1]]  # the causal pass over the pairs
-        mass = torch.stack([(m[:, : m.shape[1] // 2, :, 1:].float() * inside[:, None, None]).sum(-1).mean((1, 2)) for m in first])
+        mass = torch.stack([(m[:, : m.shape[1] // 2, :, 1:].float() * inside[:, None, None]).sum(-1).mean((1, 2)) for m in self.maps])
         return -(mass + 1e-4).log().mean()
 
     def _language(self, queries, texts):
