@@ -23,9 +23,22 @@ std::atomic<Isa>& chosen() {
     return isa;
 }
 
+std::atomic<bool> asked_for{false};
+
+bool slow_bf16() {
+#ifdef CPGR_X86
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
+
+bool multiplies_bf16() { return current_isa() == Isa::avx512bf16 && (asked_for || !slow_bf16()); }
 
 const char* isa_name(Isa isa) {
     switch (isa) {
@@ -48,6 +61,7 @@ void use_isa(const std::string& name) {
         const Isa isa = static_cast<Isa>(level);
         if (name == isa_name(isa)) {
             chosen().store(isa, std::memory_order_relaxed);
+            asked_for = true;
             return;
         }
     }

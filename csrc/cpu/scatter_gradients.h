@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "anchors.h"
-#include "scratch.h"
+#include "pages.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "simd/anchors.h"
 
 namespace cpgr {
@@ -87,6 +88,7 @@ bool scatter_gradients(const E* anchors, const E* queries, AnchorShape shape, Co
         std::fill_n(grad_queries, shape.queries * width, T(0));
         return true;
     }
+    prefer_large_pages(grad_anchors, shape.images * shape.anchors * width * static_cast<int64_t>(sizeof(T)));
     const int64_t block_images = std::clamp<int64_t>(std::min(kBlockEntries / k, kBlockAnchors / shape.anchors), 1,
                                                      shape.images);
 

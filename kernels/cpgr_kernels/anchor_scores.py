@@ -150,8 +150,8 @@ def _cpp_backward(grad: Tensor, anchors: Tensor, queries: Tensor, indices: Tenso
 
 
 def native_features(module, values: Tensor) -> Tensor:
-    """float64 and float32 as they are; bfloat16 too where the CPU multiplies it; else float32."""
-    if values.dtype is torch.bfloat16 and module.isa() == "avx512bf16":
+    """float64 and float32 as they are; bfloat16 too where the CPU multiplies it faster; else float32."""
+    if values.dtype is torch.bfloat16 and module.multiplies_bf16():
         return values
     return plain(values)
 

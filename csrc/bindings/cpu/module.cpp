@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("openmp") = false;
 #endif
     m.def("isa", [] { return cpgr::isa_name(cpgr::current_isa()); });
+    m.def("multiplies_bf16", &cpgr::multiplies_bf16);
     m.def("supported_isas", &cpgr::supported_isas);
     m.def("use_isa", &cpgr::use_isa);
 

@@ -249,11 +249,16 @@ T sum_exp(const T* values, int64_t count, T scale, T shift, T weight, T* out) {
     typename L::Reg sum = L::all(0);
     for (int64_t i = 0; i < count; i += L::count) {
         const int64_t filled = count - i < L::count ? count - i : L::count;
-        typename L::Reg value = L::all(-static_cast<T>(__builtin_inf()));
-        if (filled == L::count)
+        typename L::Reg value;
+        if (filled == L::count) {
             value = L::load(values + i) * L::all(scale) - L::all(shift);
-        else
-            for (int64_t lane = 0; lane < filled; ++lane) value[lane] = values[i + lane] * scale - shift;
+        } else {
+            // Through memory: setting lanes one by one takes longer than all the rest.
+            T last[L::count];
+            for (T& each : last) each = -static_cast<T>(__builtin_inf());
+            for (int64_t lane = 0; lane < filled; ++lane) last[lane] = values[i + lane] * scale - shift;
+            value = L::load(last);
+        }
         const typename L::Reg power = exp(value);
         sum += power;
         if (!out) continue;
@@ -261,7 +266,7 @@ T sum_exp(const T* values, int64_t count, T scale, T shift, T weight, T* out) {
         if (filled == L::count)
             L::store(out + i, share);
         else
-            for (int64_t lane = 0; lane < filled; ++lane) out[i + lane] = share[lane];
+            __builtin_memcpy(out + i, &share, static_cast<std::size_t>(filled) * sizeof(T));
     }
     T total = 0;
     for (int lane = 0; lane < L::count; ++lane) total += sum[lane];
