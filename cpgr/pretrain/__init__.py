@@ -35,7 +35,7 @@ def main(argv=None) -> None:
     parser.add_argument("--bert-steps", type=int, default=800)
     parser.add_argument("--blip2-steps", type=int, default=1500)
     parser.add_argument("--prefix-steps", type=int, default=800)
-    parser.add_argument("--region-steps", type=int, default=1500)
+    parser.add_argument("--region-steps", type=int, default=220)
     parser.add_argument("--context", type=float, default=0.5, help="share of BLIP-2's phrases of boxes that are the first cycle's templates (0: none)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     args = parser.parse_args(argv)
