@@ -104,8 +104,8 @@ def run(
             grounder.at(last.grounding)
             start("grounding")
             check = (lambda: validate(parts.grounder)) if validate else None
-            length = parts.last_length if number == cycles else 1.0
-            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check, length)
+            longer = {"length": parts.last_length} if number == cycles and parts.last_length != 1 else {}
+            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check, **longer)
             _save(parts.grounder, here.grounding, here.work / "grounding")
             grounder.folder = here.grounding
         generator.at(here.generation)
