@@ -183,7 +183,7 @@ def train_regions(drawn, out: Path, steps: int, context: float, accelerator) -> 
 class _RegionStep(nn.Module):
     """The four losses on phrases of boxes, the language model's on captions, and two aids that ship with nothing: half of
     the cross-attention's heads are asked to look into the box, and the queries' mean to tell the object's attributes.
-    Without them the losses stay on a plateau for a thousand steps: nothing tells a query where to look."""
+    Nothing else tells a query where to look until it happens to look there."""
 
     def __init__(self, model: RegionBlip2, llm_words, qformer_words, images, phrases: Phrases, prefixes: float = 0.5):
         super().__init__()
@@ -191,7 +191,7 @@ class _RegionStep(nn.Module):
 
         self.model, self.llm_words, self.qformer_words, self.images, self.phrases = model, llm_words, qformer_words, images, phrases
         self.drawn, self.prefixes = phrases.drawn, prefixes
-        self.lists = TinyDetectorLists(vocabulary)
+        self.lists = WorldLists(vocabulary)
         width = model.region_queries.shape[-1]
         self.names = nn.Linear(width, sum(self.lists.counts))
         self.grid = math.isqrt(images.shape[1] - 1)
@@ -250,8 +250,8 @@ class _RegionStep(nn.Module):
         return token_rows(self.llm_words, texts, prompt)
 
 
-class TinyDetectorLists:
-    """The world's attribute lists under the names `attribute_indices` reads."""
+class WorldLists:
+    """The world's attribute lists, under the names that `attribute_indices` reads."""
 
     def __init__(self, vocabulary):
         self.categories, self.colours = vocabulary.CATEGORIES, list(vocabulary.COLOURS)
