@@ -202,6 +202,7 @@ def _log_to(path: Path) -> None:
     log.setLevel(logging.INFO)
     for handler in list(log.handlers):
         log.removeHandler(handler)
+        handler.close()
     for handler in (logging.StreamHandler(), logging.FileHandler(path)):
         handler.setFormatter(form)
         log.addHandler(handler)

@@ -31,7 +31,7 @@ An arm may be a group (cycles, parts, attention, levers, baselines) or `all`; th
 
 def command(argv: list[str], prog: str) -> int:
     """Parse, run, and write the tables; 1 where an arm failed."""
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="the base: a YAML file or the name of a shipped config (default: the default run)")
     parser.add_argument("--arms", default="all", help="names or groups, by commas (default: all)")
     parser.add_argument("--seeds", default="0,1,2", help="by commas; each seed is a world and a run of its own")
