@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -11,12 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import make_parser, named_config, split_recipe
+from .config import make_parser, name_configs, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
-NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+NOT_CONFIG = ("config", "base", "out", "resume", "recipe")  # arguments of the command itself
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
@@ -52,7 +53,9 @@ def command(argv: list[str], prog: str = "python -m cpgr.run") -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
-    rest = _name_configs(rest)
+    if any(arg.partition("=")[0] == "--base" for arg in rest):
+        raise CpgrError("base is said in a config file; on the command line give the config itself by --config")
+    rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
     saved = root / "config.yaml"
@@ -103,7 +106,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     validate = _validation(config, data, problems, metrics)
     # the training split's boxes go to the recipe that says so in its own module, full supervision, and to no other
     truth = [train_truth] if getattr(recipe, "SEES_TRUTH", False) else []
-    parts = recipe.build(config, accelerator, root / "work", *truth)
+    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work", *truth)
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
@@ -114,9 +117,14 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             found[split_name], answers = metrics.evaluate(grounder, split, truth)
             answers.save(here.folder / f"predictions-{split_name}.parquet")
             log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
+        if hasattr(parts.refiner, "ground"):  # a teacher that can answer by itself
+            found["teacher"] = {name: metrics.evaluate(parts.refiner, *held)[0] for name, held in evaluated.items()}
+            scores = ", ".join(f"{name} {_number(m['acc@0.5']):.3f}" for name, m in found["teacher"].items())
+            log.info("cycle %d, the teacher's Acc@0.5: %s", here.number, scores)
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
         found["texts"] = metrics.text_quality(*tables[1:], train_truth)
+        found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
         gallery.collect(here, grounder, (train, train_truth), evaluated)
@@ -149,12 +157,13 @@ def _validation(config, data, problems, metrics):
     """Acc@0.5 on the validation split, where the config selects models by it; declared in the recipe."""
     from .data.readers import read_split
 
-    if not config.grounding.training.validate_every:
+    trained = {name: part.training for name in ("refinement", "grounding") if hasattr(part := getattr(config, name, None), "training")}
+    if not any(training.validate_every for training in trained.values()):
         return None
     if data.val_split == data.train_split:
         raise CpgrError(
             f"data.val_split and data.train_split are both {data.val_split!r}: choosing the best model would see the training "
-            "regions; set --grounding.training.validate_every 0 or another --data.val_split"
+            "regions; set validate_every of the training to 0, or another --data.val_split"
         )
     split, truth = read_split(data, data.val_split, problems)
     return lambda grounder: metrics.evaluate(grounder, split, truth)[0]["acc@0.5"]
@@ -166,17 +175,6 @@ def _number(value: float | None) -> float:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
-    return out
 
 
 def _resumed(parser, args: list[str], saved: Path):

@@ -13,9 +13,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -37,9 +39,15 @@ class TrainingConfig:
         learning_rate: Peak learning rate.
         pretrained_rate: Learning rate of pretrained branches, as a share of `learning_rate`.
         weight_decay: AdamW's weight decay; none on biases and norms.
+        betas: AdamW's two rates of averaging.
+        epsilon: What AdamW adds to the root of the second moment.
         warmup: Steps of linear warm-up.
-        final_rate: Learning rate at the end of the cosine, as a share of `learning_rate`.
+        final_rate: Learning rate at the end of a cosine or an exponential fall, as a share of `learning_rate`.
+        schedule: How the rate falls after the warm-up: `cosine`; `steps`, to a tenth at each of `falls`; or `exponential`,
+            from the first of `falls` on.
+        falls: Shares of the training at which the rate falls.
         clip: Largest gradient norm; 0 does not clip.
+        ema: Decay of the running average of weights that is validated and kept (0: the last weights are).
         workers: Processes that load data.
         checkpoint_seconds: Seconds between saved states of a training in progress; 0 saves only on Ctrl-C.
         validate_every: Steps between validations, where the recipe allows model selection; 0 keeps the last weights.
@@ -51,9 +59,14 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     pretrained_rate: float = 0.1
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     warmup: int = 50
     final_rate: float = 0.0
+    schedule: Literal["cosine", "steps", "exponential"] = "cosine"
+    falls: tuple[float, ...] = ()
     clip: float = 1.0
+    ema: float = 0.0
     workers: int = 0
     checkpoint_seconds: float = 300.0
     validate_every: int = 0
@@ -164,10 +177,10 @@ def train(
     if len(data) == 0:
         raise ValueError(f"{what}: no labels to train on")
     groups = groups or parameter_groups(model, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), eps=config.epsilon)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    state = _State(model, optimizer, schedule, work / "training.pt")
+    state = _State(model, optimizer, schedule, work / "training.pt", config.ema)
     state.restore()
     batches = Batches(
         len(data), config.batch_size, steps, seed, state.step, accelerator.process_index, accelerator.num_processes
@@ -190,7 +203,9 @@ def train(
             state.note(losses)
             state.history.seconds += time.monotonic() - clock
             if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
-                state.select(validate())
+                model.eval()
+                with state.averaged():
+                    state.select(validate())
                 model.train()
             if config.checkpoint_seconds and time.monotonic() - saved > config.checkpoint_seconds:
                 state.save(accelerator.is_main_process)
@@ -200,7 +215,7 @@ def train(
         state.save(accelerator.is_main_process)
         raise
     state.save(accelerator.is_main_process)  # until the caller has saved its artefact, the training is not lost
-    state.take_best()
+    state.finish()
     model.eval()
     accelerator.wait_for_everyone()
     if not all(math.isfinite(values[-1]) for values in state.history.losses.values() if values):
@@ -227,6 +242,11 @@ def parameter_groups(model: nn.Module, config: TrainingConfig, pretrained: Calla
 def _rate(step: int, steps: int, config: TrainingConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.schedule == "steps":
+        return 0.1 ** sum(step >= share * steps for share in config.falls)
+    if config.schedule == "exponential":
+        start = steps * (config.falls[0] if config.falls else 0.0)
+        return config.final_rate ** (max(0.0, step - start) / max(1.0, steps - start))
     done = (step - config.warmup) / max(1, steps - config.warmup)
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -234,10 +254,11 @@ def _rate(step: int, steps: int, config: TrainingConfig) -> float:
 class _State:
     """Everything a training in progress is: trained weights, optimiser, schedule, random states, history."""
 
-    def __init__(self, model, optimizer, schedule, path: Path):
-        self.model, self.optimizer, self.schedule, self.path = model, optimizer, schedule, path
+    def __init__(self, model, optimizer, schedule, path: Path, ema: float):
+        self.model, self.optimizer, self.schedule, self.path, self.ema = model, optimizer, schedule, path, ema
         self.step, self.history, self.sums = 0, History(), {}
         self.best: tuple[float, dict] | None = None
+        self.average: dict | None = self.weights() if ema else None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Trained parameters and buffers: a frozen language model need not be written again and again."""
@@ -245,6 +266,7 @@ class _State:
         return {name: v.detach().clone() for name, v in {**trained, **dict(self.model.named_buffers())}.items()}
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
+        self._average()
         self.step += 1
         self.history.steps = self.step
         for name, value in losses.items():
@@ -259,16 +281,44 @@ class _State:
         if self.best is None or score > self.best[0]:
             self.best = (score, self.weights())
 
-    def take_best(self) -> None:
-        if self.best:
-            self.model.load_state_dict(self.best[1], strict=False)
+    def _average(self) -> None:
+        """One step of the running average, buffers too; its decay grows to `ema` (RefCLIP's and SimREC's rule)."""
+        if self.average is None:
+            return
+        decay = min(self.ema, (self.step + 1) / (self.step + 10))
+        now = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                if mean.is_floating_point():
+                    mean.lerp_(now[name].to(mean.dtype), 1 - decay)
+                else:
+                    mean.copy_(now[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, where there are such."""
+        if self.average is None:
+            yield
+            return
+        last = self.weights()
+        self.model.load_state_dict(self.average, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(last, strict=False)
+
+    def finish(self) -> None:
+        """Leave the model with the weights to keep: the best by validation, else the averaged, else the last."""
+        kept = self.best[1] if self.best else self.average
+        if kept:
+            self.model.load_state_dict(kept, strict=False)
 
     def save(self, main: bool) -> None:
         if not main:
             return
         state = {
             "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best,
+            "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best, "average": self.average,
             "history": dataclasses.asdict(self.history),
             "torch": torch.get_rng_state(), "python": random.getstate(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -289,7 +339,7 @@ class _State:
         self.model.load_state_dict(saved["weights"], strict=False)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
+        self.step, self.sums, self.best, self.average = saved["step"], saved["sums"], saved["best"], saved["average"]
         self.history = History(**saved["history"])
         torch.set_rng_state(saved["torch"])
         random.setstate(_as_tuple(saved["python"]))

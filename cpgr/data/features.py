@@ -15,14 +15,14 @@ from .records import Image
 log = logging.getLogger("cpgr")
 
 
-def load_frames(images: Sequence[Image], size: int, mode: str) -> torch.Tensor:
-    """Decode images into a network's frame: uint8 [B, 3, size, size], RGB."""
+def load_frames(images: Sequence[Image], size: int, mode: str, fill: tuple[int, int, int] = (0, 0, 0)) -> torch.Tensor:
+    """Decode images into a network's frame: uint8 [B, 3, size, size], RGB; `fill` colours a letterbox's padding."""
     from .images import open_image, to_frame
 
     frames = []
     for image in images:
         picture = open_image(image.path, record=image.image_id)
-        frames.append(torch.as_tensor(to_frame(picture, Frame(size, image.width, image.height, mode))))
+        frames.append(torch.as_tensor(to_frame(picture, Frame(size, image.width, image.height, mode), fill=fill)))
     return torch.stack(frames)
 
 
@@ -47,8 +47,8 @@ class FeatureStore:
     `memory_mb`; later ones go to one file in `folder` (deleted with the store), read back by offset.
     """
 
-    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], size: int, mode: str, *, memory_mb: float, folder: Path, batch: int = 32):
-        self.encode, self.size, self.mode, self.batch = encode, size, mode, batch
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], size: int, mode: str, *, memory_mb: float, folder: Path, batch: int = 32, fill: tuple[int, int, int] = (0, 0, 0)):
+        self.encode, self.size, self.mode, self.batch, self.fill = encode, size, mode, batch, fill
         self.budget, self.folder = int(memory_mb * 2**20), folder
         self.memory: dict[str, torch.Tensor] = {}
         self.offsets: dict[str, int] = {}
@@ -72,7 +72,7 @@ class FeatureStore:
         chunks = [missing[i : i + self.batch] for i in range(0, len(missing), self.batch)]
         for chunk in track(chunks, what):
             with torch.no_grad():
-                features = self.encode(load_frames(chunk, self.size, self.mode)).cpu()
+                features = self.encode(load_frames(chunk, self.size, self.mode, self.fill)).cpu()
             self.put([image.image_id for image in chunk], features)
 
     def __getitem__(self, image_ids: Sequence[str]) -> torch.Tensor:

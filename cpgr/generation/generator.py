@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ..data.features import FeatureStore, load_crops
-from ..data.records import Expression
+from ..data.records import Expression, Split
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
 from ..progress import track
 from ..stages import Images
 from ..training import parameter_groups, train
-from ..vocabulary import batches, clean, extend, located
+from ..vocabulary import batches, clean, extend, located, opened
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
 from .objectives import Texts
@@ -54,9 +54,15 @@ class Blip2Generator:
         from transformers import AutoTokenizer
 
         config = self.config
+        if {config.weights, self.accelerator.mixed_precision} in ({"float16", "bf16"}, {"bfloat16", "fp16"}):
+            raise CpgrError(f"generation.weights is {config.weights}, precision {self.accelerator.mixed_precision}: take one half precision")
         names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
-        self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
-        captioner, parts = load_blip2(*names, attention=config.attention)
+        with opened(*names):
+            self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
+            loaded = load_blip2(
+                *names, attention=config.attention, itg_head=config.itg_head, weights=config.weights, device=self.accelerator.device
+            )
+        captioner, parts = loaded.captioner, loaded.parts
         if self.words.bos_token is None:
             self.words.add_special_tokens({"bos_token": "[DEC]"})
         added = (
@@ -73,6 +79,8 @@ class Blip2Generator:
                     parameter = self.model.get_parameter(name)
                     parameter[tuple(map(slice, value.shape))] = value.to(parameter.dtype)  # new words keep a zero bias
         self.model.add_lora(config.lora)
+        if config.gradient_checkpointing:
+            self.model.checkpoint_gradients()
         for embedding, new in ((self.model.blip2.language_model.get_input_embeddings(), added[0]), (parts["embeddings"].word_embeddings, added[1])):
             embedding.weight.requires_grad_(new > 0)  # words the checkpoint has never seen must be learnt
         if not config.coordinates:
@@ -91,8 +99,9 @@ class Blip2Generator:
         """Image features [B, S, V] of uint8 frames: once an image, whatever the number of its regions."""
         pixels = clip_pixels(frames).to(self.accelerator.device)
         stretched = self.store.size != self.model.blip2.config.vision_config.image_size
+        encoder = self.model.blip2.vision_model
         with self.accelerator.autocast():
-            return self.model.blip2.vision_model(pixels, interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
+            return encoder(pixels.to(encoder.dtype), interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
 
     def save(self, folder: Path) -> None:
         """PEFT's adapter, the other trained tensors, and the two vocabularies."""
@@ -151,9 +160,16 @@ class Blip2Generator:
 
     def targets(self, texts: Sequence[str]):
         """Right-padded ids and mask of the expressions, each with the end token the captioner was trained with."""
+        end = [self.end_token]
+        return self._pad([self.llm_words(clean(t), add_special_tokens=False)["input_ids"] + end for t in texts], left=False)
+
+    @property
+    def end_token(self) -> int:
+        """What ends a text: BLIP-2's OPT was trained to end captions by a line break (50118), not by OPT's own </s>."""
         end = self.model.blip2.generation_config.eos_token_id
-        end = end if isinstance(end, int) else self.llm_words.eos_token_id
-        return self._pad([self.llm_words(clean(t), add_special_tokens=False)["input_ids"] + [end] for t in texts], left=False)
+        end = end[0] if isinstance(end, (list, tuple)) and end else end
+        end = getattr(self.model.blip2.config.text_config, "eos_token_id", None) if end is None else end
+        return self.llm_words.eos_token_id if end is None else end
 
     def _pad(self, rows: list[list[int]], left: bool):
         longest, fill = max(1, max(map(len, rows))), self.llm_words.pad_token_id or 0
@@ -218,7 +234,8 @@ class Blip2Generator:
         self.model.eval()
         self.fitted = True
 
-    def generate(self, images: Images, proposals: LabelTable) -> LabelTable:
+    def generate(self, split: Split, proposals: LabelTable) -> LabelTable:
+        images = split.images
         made = self._written(images, proposals) if self.fitted else []
         if not self.fitted or self.config.keep_templates:
             made += self._templates(proposals)
@@ -239,10 +256,14 @@ class Blip2Generator:
         rows: list[Label] = []
         common = {
             "max_new_tokens": decoding.max_new_tokens, "min_new_tokens": decoding.min_new_tokens,
-            "pad_token_id": self.llm_words.pad_token_id or 0,
+            "pad_token_id": self.llm_words.pad_token_id or 0, "eos_token_id": self.end_token,
         }  # fmt: skip
-        # rows of like prefix length stand together, so that little of a batch is padding
-        ordered = sorted(proposals, key=lambda row: (len(row.words), row.image_id, row.region_id))
+        if decoding.cache == "static":
+            common["cache_implementation"] = "static"
+        ordered = list(proposals)
+        if decoding.by_length:  # rows of like prefix length stand together, so that little of a batch is padding
+            length = {words: len(self.llm_words.tokenize(clean(words))) for words in {row.words for row in ordered}}
+            ordered.sort(key=lambda row: (length[row.words], row.image_id, row.region_id))
         for chunk in track(list(batches(ordered, decoding.batch_size)), "writing expressions"):
             with torch.no_grad(), self.accelerator.autocast():
                 queries = self.model.regions(*self.region_inputs(chunk))

@@ -15,7 +15,7 @@ class DataConfig:
     """What is read, and how bad records are met.
 
     Attributes:
-        format: the files' format: scenes (the built-in world), refer, transvg, refclip, seqtr, flickr30k or folder.
+        format: the files' format: scenes (the built-in world), refer, transvg, refclip, realgin, seqtr, flickr30k or folder.
         root: the folder with the annotation files.
         dataset: the data set's name in that folder; refcoco:unc names the split file refs(unc).p where there are several.
         images: the folder with the images; empty: it is looked for beside the annotations.
