@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 
 RECIPES = ("cpgr", "refclip", "student", "supervised")
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def load(name: str):
