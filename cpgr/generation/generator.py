@@ -15,9 +15,10 @@ from ..data.features import FeatureStore, load_crops
 from ..data.records import Expression, Split
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
+from ..processes import joined, share
 from ..progress import track
 from ..stages import Images
-from ..training import parameter_groups, train
+from ..training import parameter_groups, seed_everything, train
 from ..vocabulary import batches, clean, extend, located, opened
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
@@ -264,7 +265,9 @@ class Blip2Generator:
         if decoding.by_length:  # rows of like prefix length stand together, so that little of a batch is padding
             length = {words: len(self.llm_words.tokenize(clean(words))) for words in {row.words for row in ordered}}
             ordered.sort(key=lambda row: (length[row.words], row.image_id, row.region_id))
-        for chunk in track(list(batches(ordered, decoding.batch_size)), "writing expressions"):
+        seed = torch.initial_seed()
+        for number, chunk in track(share(list(enumerate(batches(ordered, decoding.batch_size)))), "writing expressions"):
+            seed_everything(seed, number)  # whichever process writes it
             with torch.no_grad(), self.accelerator.autocast():
                 queries = self.model.regions(*self.region_inputs(chunk))
                 prompt, mask = self.prompts(chunk)
@@ -278,7 +281,7 @@ class Blip2Generator:
                     rows.append(replace(row, expression=clean(text), kind="generated", scores=dict(row.scores)))
         seen: set[tuple] = set()
         distinct = []
-        for row in rows:
+        for row in joined(rows):
             key = (row.image_id, row.region_id, row.expression)
             if row.expression and key not in seen:
                 seen.add(key)
@@ -308,7 +311,7 @@ class Blip2Generator:
             self.build([row.expression for row in labels])
         chances: dict[int, float] = {}
         order = sorted(range(len(labels)), key=lambda i: labels[i].image_id)  # an image is decoded for all its labels
-        for chunk in track(list(batches(order, self.config.decoding.batch_size)), "matching crops"):
+        for chunk in track(share(list(batches(order, self.config.decoding.batch_size))), "matching crops"):
             rows = [labels[i] for i in chunk]
             texts = self.qformer_texts([row.expression for row in rows])
             with self.accelerator.autocast():
@@ -316,6 +319,7 @@ class Blip2Generator:
                 queries, _ = self.model.read(image, None, texts.ids, texts.mask, causal=False)
                 found = self.model.match_logits(queries).softmax(-1)[:, 1]
             chances.update(zip(chunk, found.tolist(), strict=True))
+        chances = joined(chances)
         return [chances[i] for i in range(len(labels))]
 
     @torch.no_grad()
@@ -330,7 +334,7 @@ class Blip2Generator:
         regions = proposals.by_image()
         found: dict[str, dict[str, torch.Tensor]] = {name: {} for name in scores}
         asked = [e for e in expressions if e.image_id in regions]
-        for chunk in track(list(batches(asked, 48)), "judging expressions"):
+        for chunk in track(share(list(batches(asked, 48))), "judging expressions"):
             rows = [row for e in chunk for row in regions[e.image_id]]
             counts = [len(regions[e.image_id]) for e in chunk]
             which = torch.repeat_interleave(torch.arange(len(chunk)), torch.tensor(counts)).to(self.accelerator.device)
@@ -350,7 +354,7 @@ class Blip2Generator:
             for name in scores:
                 for e, part in zip(chunk, made[name].float().cpu().split(counts), strict=True):
                     found[name][e.expression_id] = part
-        return found
+        return joined(found)
 
 
 def _crop_key(row: Label) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..processes import from_main
 from .region_blip2 import RegionBlip2
 
 
@@ -57,7 +58,7 @@ def hard_negatives(similarity: torch.Tensor, same: torch.Tensor) -> torch.Tensor
     chance = chance.masked_fill(same, 0)
     some = chance.sum(-1) > 0
     chance = torch.where(some[:, None], chance, torch.ones_like(chance))
-    return torch.where(some, torch.multinomial(chance, 1).squeeze(1), -1)
+    return from_main(torch.where(some, torch.multinomial(chance, 1).squeeze(1), -1))
 
 
 def matching_pairs(similarity: torch.Tensor, same: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from ..data.features import FeatureStore, load_frames
 from ..data.records import Image
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
+from ..processes import joined, share
 from ..progress import track
 from ..regions import Frame, cell_coverage
 from ..stages import Attention, Grounded, Images, Query
@@ -175,18 +176,20 @@ class NetworkGrounder:
 
     @torch.no_grad()
     def _run(self, queries: Sequence[Query], attend: bool, what: str):
-        """Network outputs for the queries, in batches, with the places of a batch's queries among them.
+        """Network outputs for this process's share of the queries, in batches, with the places of a batch's queries among them.
 
         The queries are taken image by image and an image's levels are held for the batches it is in, so that each image is
         decoded and encoded once, whatever the order and the number of its expressions.
         """
+        if self.store is not None:
+            self.store.add({q.image.image_id: q.image for q in queries}, "visual features")
         first: dict[str, int] = {}
         for query in queries:
             first.setdefault(query.image.image_id, len(first))
         order = sorted(range(len(queries)), key=lambda i: first[queries[i].image.image_id])
         self._held = {}
         try:
-            for places in track(list(batches(order, ANSWERED)), what):
+            for places in track(share(list(batches(order, ANSWERED))), what):
                 with self.accelerator.autocast():
                     output = self._output(self._query_batch([queries[i] for i in places]), attend)
                 yield places, output
@@ -214,7 +217,8 @@ class NetworkGrounder:
         return torch.stack([levels[image_id] for image_id in images])
 
     def ground(self, queries: Sequence[Query]) -> Grounded:
-        found = [(places, out["boxes"].float().cpu(), out["score"].float().cpu()) for places, out in self._run(queries, False, "grounding")]
+        answers = self._run(queries, False, "grounding")
+        found = joined([(places, out["boxes"].float().cpu(), out["score"].float().cpu()) for places, out in answers])
         boxes, scores = torch.zeros(len(queries), 4), torch.zeros(len(queries))
         for places, frame_boxes, part in found:
             scores[places] = part
@@ -224,7 +228,8 @@ class NetworkGrounder:
         return Grounded(boxes, scores)
 
     def attend(self, queries: Sequence[Query]) -> Attention:
-        found = [(places, out["attention"].float().cpu()) for places, out in self._run(queries, True, "attention")]
+        answers = self._run(queries, True, "attention")
+        found = joined([(places, out["attention"].float().cpu()) for places, out in answers])
         grid = self.network.grid
         maps = torch.zeros(len(queries), grid * grid)
         for places, part in found:

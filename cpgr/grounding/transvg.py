@@ -10,10 +10,11 @@ import torch
 
 from ..errors import CpgrError
 from ..labels import Label
+from ..stages import Images
 from ..training import TrainingConfig
 from ..vocabulary import clean, extend, located, opened
 from .backbones import visual_branch
-from .grounder import GrounderConfig, NetworkGrounder
+from .grounder import Examples, GrounderConfig, NetworkGrounder
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 
 
@@ -98,6 +99,9 @@ class TransVGGrounder(NetworkGrounder):
     def _pretrained(self, name: str) -> bool:
         return "branch." in name or "text_encoder." in name
 
+    def _examples(self, rows: list[Label], images: Images) -> Examples:
+        return _Shared(rows, images, self)
+
     def losses(self, output: dict, batch: dict) -> dict:
         """The loss on a batch (TransVG 3.3; CPL's weighting of labels)."""
         config = self.config
@@ -110,3 +114,12 @@ class TransVGGrounder(NetworkGrounder):
         if config.weighting == "weight":
             return {"loss": (batch["weights"] * losses).sum() / batch["weights"].sum().clamp(min=1e-6)}
         return {"loss": losses.mean()}
+
+
+class _Shared(Examples):
+    """Examples whose loss is a mean over a batch's rows, so that processes may share them."""
+
+    def row_weights(self, indices: list[int]) -> torch.Tensor:
+        if self.grounder.config.weighting == "cpl":
+            return (self.weights[indices] / 8).exp()
+        return torch.ones(len(indices))
