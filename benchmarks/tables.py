@@ -86,10 +86,28 @@ def _megabytes(count: int | None) -> str:
 
 
 def write(folder: Path, rows: list[dict[str, Any]], setting: dict[str, Any], roofline: dict[str, float]) -> Path:
-    """`<machine>.json` and `<machine>.md`; returns the first."""
+    """`<machine>.json` and `<machine>.md`; returns the first. Cases that were measured before and are not in `rows` stay,
+    each under the run that measured it."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", f"{setting['device']} {setting['threads']} threads".lower()).strip("-")
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"machine": setting, "roofline": roofline, "rows": rows}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(as_markdown(rows, setting, roofline))
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    new = {(row["op"], row["case"]) for row in rows}
+    for run in runs:
+        run["rows"] = [row for row in run["rows"] if (row["op"], row["case"]) not in new]
+    same = next((run for run in runs if run["machine"] == setting and run["roofline"] == roofline), None)
+    if same is None:
+        runs.append(same := {"machine": setting, "roofline": roofline, "rows": []})
+    same["rows"] += rows
+    runs = [run for run in runs if run["rows"]]
+    _replace(path, json.dumps({"runs": runs}, indent=1) + "\n")
+    tables = [as_markdown(run["rows"], run["machine"], run["roofline"]) for run in runs]
+    _replace(path.with_suffix(".md"), "\n".join(tables))
     return path
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)

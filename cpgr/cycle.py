@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .data.records import Split
 from .labels import LabelTable
-from .stages import Generator, Grounder, Refiner
+from .processes import by_main
+from .stages import Generator, Grounder, Refiner, TrainedRefiner
 from .training import seed_everything
 
 log = logging.getLogger("cpgr")
@@ -48,7 +49,7 @@ class CycleFolder:
     def __getattr__(self, name: str) -> Path:
         names = {
             "proposals": "proposals.parquet", "basic": "basic.parquet", "refined": "refined.parquet",
-            "generation": "generation", "grounding": "grounding", "metrics": "metrics.json", "work": "work",
+            "generation": "generation", "refinement": "refinement", "grounding": "grounding", "metrics": "metrics.json", "work": "work",
         }  # fmt: skip
         if name not in names:
             raise AttributeError(name)
@@ -68,9 +69,11 @@ def run(
     """Run `cycles` cycles in the folder `root`, going on from whatever artefacts it already holds.
 
     `split` has images and expressions and nothing else. `report` measures a finished cycle for metrics.json; its
-    result is never read back. `validate` is given where the recipe allows model selection by validation boxes.
+    result is never read back. `validate` measures a part that grounds; it is given where the recipe allows model selection by
+    validation boxes.
     """
     generator, grounder = _Held(parts.generator), _Held(parts.grounder)
+    refiner = _Held(parts.refiner) if isinstance(parts.refiner, TrainedRefiner) else None
     for number in range(1, cycles + 1):
         here, last = CycleFolder(root, number), CycleFolder(root, number - 1)
         if here.metrics.exists():
@@ -79,8 +82,13 @@ def run(
         proposals = _proposals(parts, split, here, last, seed)
         previous = LabelTable.load(last.refined) if number > 1 else LabelTable()
 
+        attention = parts.grounder if number > 1 else None
+
         def start(step: str, number=number) -> None:
             seed_everything(seed, number, step)
+
+        def check(part):
+            return (lambda: validate(part)) if validate else None
 
         if not here.generation.exists():
             generator.at(last.generation)
@@ -91,27 +99,37 @@ def run(
         if not here.basic.exists():
             generator.at(here.generation)
             start("basic")
-            made = parts.generator.generate(split.images, proposals)
+            made = parts.generator.generate(split, proposals)
             LabelTable(replace(row, cycle=number) for row in made).save(here.basic)
+        if refiner and not here.refinement.exists():
+            refiner.at(last.refinement)
+            grounder.at(last.grounding)
+            start("refinement")
+            work = here.work / "refinement"
+            parts.refiner.fit(LabelTable.load(here.basic), proposals, split, work, attention, check(parts.refiner))
+            _save(parts.refiner, here.refinement, work)
+            refiner.folder = here.refinement
         if not here.refined.exists():
             generator.at(here.generation)
             grounder.at(last.grounding)
+            if refiner:
+                refiner.at(here.refinement)
             start("refined")
-            attention = parts.grounder if number > 1 else None
             refined = parts.refiner.refine(LabelTable.load(here.basic), proposals, split, parts.generator, attention)
             refined.save(here.refined)
         if not here.grounding.exists():
             grounder.at(last.grounding)
             start("grounding")
-            check = (lambda: validate(parts.grounder)) if validate else None
             longer = {"length": parts.last_length} if number == cycles and parts.last_length != 1 else {}
-            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check, **longer)
+            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check(parts.grounder), **longer)
             _save(parts.grounder, here.grounding, here.work / "grounding")
             grounder.folder = here.grounding
         generator.at(here.generation)
         grounder.at(here.grounding)
+        if refiner:
+            refiner.at(here.refinement)
         write_json(here.metrics, report(here, parts.grounder))
-        shutil.rmtree(here.work, ignore_errors=True)
+        _clear(here.work)
 
 
 def _proposals(parts: Parts, split: Split, here: CycleFolder, last: CycleFolder, seed: int) -> LabelTable:
@@ -137,6 +155,7 @@ class _Held:
             self.folder = folder
 
 
+@by_main
 def _save(part, folder: Path, work: Path) -> None:
     """Save into a folder of another name, then rename: the artefact is whole or absent. Only then is the state of its
     training, in `work`, thrown away."""
@@ -150,6 +169,12 @@ def _save(part, folder: Path, work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
+@by_main
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@by_main
 def write_json(path: Path, content) -> None:
     """Write JSON whole or not at all."""
     temporary = path.with_suffix(".tmp")

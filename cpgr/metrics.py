@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from cpgr_kernels import box_iou
 
+from .data.proposals.names import read_names
 from .data.records import Split, Truth
 from .labels import Label, LabelTable
 from .stages import Grounder, Query
 
 HIT = 0.5
+BASELINES = ("largest", "best_scored", "named_class", "random")
 
 
 def paired_iou(a: list, b: list) -> torch.Tensor:
@@ -62,6 +64,7 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     proposal, so the most that pairing can reach.
     """
     made = [row for row in refined if row.kind != "dataset"]
+    written = [row for row in basic if row.kind != "dataset"]
     passed = [row for row in made if not row.reason.startswith("filtering")]
     judge = text_judge(truth)
     chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
@@ -69,18 +72,58 @@ def label_quality(proposals: LabelTable, basic: LabelTable, refined: LabelTable,
     hits = paired_iou([chosen[e].box for e in known], [truth.boxes[e] for e in known]) >= HIT
     return {
         "keep_rate": len(passed) / len(made) if made else None,
-        "basic_precision": _precision(list(basic), judge),
+        "basic_precision": _precision(written, judge),
         "filter_precision": _precision(passed, judge),
         "pairing_hit_rate": float(hits.double().mean()) if known else None,
         "proposal_recall": proposal_recall(proposals, chosen, truth),
     }
 
 
+def pairing_baselines(proposals: LabelTable, refined: LabelTable, truth: Truth, resamples: int = 2000) -> dict:
+    """Pairing beside choices that ask less of an expression, over the true expressions with a true box.
+
+    largest, best_scored: the image's largest region, the one the detector is surest of; named_class: any region of the
+    class that the expression's main word names (`names.txt`; any region at all where none is there); random: any
+    region. The last two are exact expectations, not draws. Each has its hit rate (IoU >= 0.5), the difference
+    pairing - baseline, and the difference's 95 % interval by a bootstrap over images. `ceiling` is the best region.
+    """
+    chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
+    regions = {image: list(rows) for image, rows in proposals.by_image().items()}
+    known = [row for e, row in chosen.items() if e in truth.boxes and row.image_id in regions]  # a recipe may have no proposals
+    hits = torch.tensor([_choices(row, regions[row.image_id], truth.boxes[row.expression_id]) for row in known], dtype=torch.float64)
+    if not known:
+        return {"count": 0, "images": 0}
+    places = {image: i for i, image in enumerate(dict.fromkeys(row.image_id for row in known))}
+    image = torch.tensor([places[row.image_id] for row in known])
+    sums = torch.zeros(len(places), hits.shape[1] + 1, dtype=torch.float64).index_add_(0, image, torch.cat([hits, torch.ones(len(known), 1)], 1))
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.stack([sums[torch.randint(len(places), (len(places),), generator=draws)].sum(0) for _ in range(resamples)])
+    rates, drawn = hits.mean(0), drawn[:, :-1] / drawn[:, -1:]
+    found: dict = {"count": len(known), "images": len(places), "pairing": float(rates[0]), "ceiling": float(rates[1])}
+    for i, name in enumerate(BASELINES, start=2):
+        low, high = (drawn[:, 0] - drawn[:, i]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        found[name] = {"hit_rate": float(rates[i]), "difference": float(rates[0] - rates[i]), "low": low, "high": high}
+    return found
+
+
+def _choices(row: Label, regions: list[Label], box: list[float]) -> list[float]:
+    """Hits of pairing, of the best region and of BASELINES for one expression."""
+    names = read_names()
+    hit = box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor([r.box for r in regions], dtype=torch.float64))[0] >= HIT
+    areas = [(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) for r in regions]
+    scores = [r.scores.get("detector", 1.0) for r in regions]
+    fits = names.fits(names.read(row.expression).head, [r.category for r in regions])
+    named = [i for i, fit in enumerate(fits) if fit == 1] or list(range(len(regions)))
+    mine = float(paired_iou([row.box], [box])[0] >= HIT)
+    largest, best = hit[areas.index(max(areas))], hit[scores.index(max(scores))]
+    return [mine, float(hit.any()), float(largest), float(best), float(hit[named].double().mean()), float(hit.double().mean())]
+
+
 def proposal_recall(proposals: LabelTable, chosen: dict[str, Label], truth: Truth) -> float | None:
-    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5."""
+    """Share of the expressions' true boxes that some proposal of the image meets with IoU >= 0.5; None without proposals."""
     regions = {image: [row.box for row in rows] for image, rows in proposals.by_image().items()}
     known = [(row.image_id, truth.boxes[e]) for e, row in chosen.items() if e in truth.boxes]
-    if not known:
+    if not known or not regions:
         return None
     found = sum(
         bool((box_iou(torch.tensor([box], dtype=torch.float64), torch.tensor(regions[image], dtype=torch.float64)) >= HIT).any())

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import make_parser, named_config, split_recipe
+from . import processes
+from .config import make_parser, name_configs, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
-NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+NOT_CONFIG = ("config", "base", "out", "resume", "recipe")  # arguments of the command itself
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
@@ -31,14 +34,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") ->
             from . import ablation
 
             return ablation.command(argv[1:], f"{prog} ablation")
-        return command(argv, prog)
+        return processes.leave(command(argv, prog))
     except CpgrError as error:
         log.debug("", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return processes.leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from here", file=sys.stderr)
-        return 130
+        return processes.leave(130, "\nstopped; the same command with --resume goes on from here")
+    except Exception as error:
+        if processes.lost(error):
+            log.debug("", exc_info=True)
+            return processes.leave(3)  # the process that failed says why
+        if processes.count() > 1:
+            return processes.leave(1, f"{traceback.format_exc()}error: process {processes.index()} failed")
+        raise
 
 
 def _stop(*_) -> None:
@@ -52,10 +60,13 @@ def command(argv: list[str], prog: str = "python -m cpgr.run") -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
-    rest = _name_configs(rest)
+    if any(arg.partition("=")[0] == "--base" for arg in rest):
+        raise CpgrError("base is said in a config file; on the command line give the config itself by --config")
+    rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
     saved = root / "config.yaml"
+    processes.wait()  # until all have looked, none goes on to write
     if given.resume:
         given = _resumed(parser, rest, saved)
     elif saved.exists():
@@ -79,6 +90,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     import torch
 
     from . import cycle, gallery, metrics, report
+    from .data import decoding
     from .data.readers import read_split
     from .data.records import Problems
     from .data.world import ensure_world
@@ -88,10 +100,11 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.precision)
-    if accelerator.num_processes > 1:  # the training loop shards its batches, but artefacts are written by every process
-        raise CpgrError("a run takes one process for now; start it with plain python")
-    log.info("recipe %s on %s, %s, %d threads", recipe.__name__.rpartition(".")[2], accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
-    data = ensure_world(config.data, root / "world") if config.data.format == "scenes" else config.data
+    name, several = recipe.__name__.rpartition(".")[2], f"{processes.count()} processes, " if processes.count() > 1 else ""
+    log.info("recipe %s on %s, %s, %s%d threads", name, accelerator.device, accelerator.mixed_precision, several, torch.get_num_threads())
+    data = processes.by_main(ensure_world)(config.data, root / "world") if config.data.format == "scenes" else config.data
+    decoding.use(processes.by_main(decoding.choose)(config.data.decoder))
+    log.info("JPEG files are decoded by %s on the %s", decoding.current().name, decoding.current().device)
     problems = Problems(data.on_bad)
     train, train_truth = read_split(data, data.train_split, problems)
     evaluated = {s: read_split(data, s, problems) for s in _names(data.eval_split)}
@@ -99,11 +112,11 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.info("%s: %d images, %d expressions", split.name, len(split.images), len(split.expressions))
     if problems.skipped:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
-        (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
+        processes.by_main((root / "skipped.txt").write_text)("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
     # the training split's boxes go to the recipe that says so in its own module, full supervision, and to no other
     truth = [train_truth] if getattr(recipe, "SEES_TRUTH", False) else []
-    parts = recipe.build(config, accelerator, root / "work", *truth)
+    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work", *truth)
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
@@ -114,18 +127,24 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             found[split_name], answers = metrics.evaluate(grounder, split, truth)
             answers.save(here.folder / f"predictions-{split_name}.parquet")
             log.info("cycle %d, %s: Acc@0.5 %.3f, mean IoU %.3f", here.number, split_name, *map(_number, list(found[split_name].values())[:2]))
+        if hasattr(parts.refiner, "ground"):  # a teacher that can answer by itself
+            found["teacher"] = {name: metrics.evaluate(parts.refiner, *held)[0] for name, held in evaluated.items()}
+            scores = ", ".join(f"{name} {_number(m['acc@0.5']):.3f}" for name, m in found["teacher"].items())
+            log.info("cycle %d, the teacher's Acc@0.5: %s", here.number, scores)
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
         found["texts"] = metrics.text_quality(*tables[1:], train_truth)
+        found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
         gallery.collect(here, grounder, (train, train_truth), evaluated)
         return found
 
     cycle.run(parts, train, root, cycles=config.cycles, seed=config.seed, report=measure, validate=validate)
-    return report.write(root)
+    return processes.by_main(report.write)(root)
 
 
+@processes.by_main
 def _keep(path: Path, text: str) -> None:
     """Write the run's config once, whole or not at all."""
     if not path.exists():
@@ -149,12 +168,13 @@ def _validation(config, data, problems, metrics):
     """Acc@0.5 on the validation split, where the config selects models by it; declared in the recipe."""
     from .data.readers import read_split
 
-    if not config.grounding.training.validate_every:
+    trained = {name: part.training for name in ("refinement", "grounding") if hasattr(part := getattr(config, name, None), "training")}
+    if not any(training.validate_every for training in trained.values()):
         return None
     if data.val_split == data.train_split:
         raise CpgrError(
             f"data.val_split and data.train_split are both {data.val_split!r}: choosing the best model would see the training "
-            "regions; set --grounding.training.validate_every 0 or another --data.val_split"
+            "regions; set validate_every of the training to 0, or another --data.val_split"
         )
     split, truth = read_split(data, data.val_split, problems)
     return lambda grounder: metrics.evaluate(grounder, split, truth)[0]["acc@0.5"]
@@ -166,17 +186,6 @@ def _number(value: float | None) -> float:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
-    return out
 
 
 def _resumed(parser, args: list[str], saved: Path):
@@ -197,13 +206,14 @@ def _flat(namespace):
 
 
 def _log_to(path: Path) -> None:
-    """The log goes to the terminal and, whole, to run.log."""
+    """The log goes to the terminal and, whole, to run.log; the main process alone writes it."""
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     log.setLevel(logging.INFO)
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
+    log.propagate = processes.is_main()
+    for handler in (logging.StreamHandler(), logging.FileHandler(path)) if processes.is_main() else (logging.NullHandler(),):
         handler.setFormatter(form)
         log.addHandler(handler)
 
@@ -212,9 +222,13 @@ class _lock:
     """Two runs must not write one folder. The lock is the system's, so a killed run leaves none behind."""
 
     def __init__(self, root: Path):
-        self.path = root / ".lock"
+        self.path, self.file = root / ".lock", None
 
     def __enter__(self):
+        self._take()
+
+    @processes.by_main
+    def _take(self) -> None:
         import fcntl
 
         self.file = open(self.path, "w")  # noqa: SIM115 - held while the run lasts
@@ -224,7 +238,8 @@ class _lock:
             raise CpgrError(f"another run is writing {self.path.parent}") from None
 
     def __exit__(self, *_):
-        self.file.close()
+        if self.file:
+            self.file.close()
 
 
 if __name__ == "__main__":

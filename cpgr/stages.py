@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -48,7 +48,7 @@ class Generator(Protocol):
 
     def fit(self, labels: LabelTable, images: Images, work: Path) -> None: ...
 
-    def generate(self, images: Images, proposals: LabelTable) -> LabelTable: ...
+    def generate(self, split: Split, proposals: LabelTable) -> LabelTable: ...
 
     def match(self, images: Images, labels: LabelTable) -> list[float]:
         """Probability that each label's text fits the crop of its box (ITM)."""
@@ -71,6 +71,19 @@ class Refiner(Protocol):
     def refine(
         self, basic: LabelTable, proposals: LabelTable, split: Split, generator: Generator, grounder: Grounder | None
     ) -> LabelTable: ...
+
+
+@runtime_checkable
+class TrainedRefiner(Refiner, Protocol):
+    """A Refiner with weights of its own. The loop trains it before it refines, and keeps it as it keeps the other parts."""
+
+    def fit(
+        self, basic: LabelTable, proposals: LabelTable, split: Split, work: Path, grounder: Grounder | None, validate=None
+    ) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
 
 
 class Grounder(Protocol):

@@ -49,7 +49,7 @@ class Generator(Part):
         self.note("fit")
         self.weight = float(torch.rand(1)) + sum(row.scores.get("seen", 0.0) for row in labels)
 
-    def generate(self, images, proposals):
+    def generate(self, split, proposals):
         self.note("generate")
         return LabelTable(replace(row, kind="generated", expression=f"{self.weight + float(torch.rand(1)):.6f}") for row in proposals)
 

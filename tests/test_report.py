@@ -17,6 +17,9 @@ from cpgr.report.charts import Series, line_chart
 from cpgr.report.text import interval
 
 NASTY = '<script>alert("x")</script> & "the left" <img src=x onerror=y>'
+PAIRING = {"count": 40, "images": 8, "pairing": 0.6, "ceiling": 0.95} | {
+    name: {"hit_rate": 0.4, "difference": 0.2, "low": 0.05, "high": 0.35} for name in ("largest", "best_scored", "named_class", "random")
+}
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
@@ -84,7 +87,7 @@ def write_cycle(root, number, finished=True):
         (folder / "gallery.json").write_text(json.dumps({"entries": entries}))
         labels = {"keep_rate": 0.5, "basic_precision": None, "filter_precision": 0.0, "pairing_hit_rate": 0.6 + number / 100, "proposal_recall": 0.95}
         val = {"acc@0.5": min(0.4 + number / 10, 1.0), "mean_iou": 0.5, "count": 240}
-        metrics = {"val": val, "testA": {"acc@0.5": math.nan, "mean_iou": math.nan, "count": 0}, "labels": labels, "skipped": {"it is empty": 2}}
+        metrics = {"val": val, "testA": {"acc@0.5": math.nan, "mean_iou": math.nan, "count": 0}, "labels": labels, "pairing": PAIRING, "skipped": {"it is empty": 2}}
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
@@ -96,6 +99,17 @@ def root(tmp_path):
     (root / "run.log").write_text("10:00:00 cycle 1 of 2\n")
     pil.new("RGB", (64, 48), (90, 120, 60)).save(root / "picture.png")
     return root
+
+
+def test_pairing_stands_beside_simpler_choices(root):
+    write_cycle(root, 1)
+    words = " ".join(Page(report.write(root).read_text()).text)
+    assert "pairing of 40 true expressions of 8 images" in words
+    assert "+20.0 points" in words and "+5.0 points to +35.0 points" in words
+    metrics = json.loads((root / "cycle-1" / "metrics.json").read_text())
+    del metrics["pairing"]  # a run made before it was measured
+    (root / "cycle-1" / "metrics.json").write_text(json.dumps(metrics))
+    assert "simpler choices" not in " ".join(Page(report.write(root).read_text()).text)
 
 
 def test_a_finished_run(root):

@@ -17,13 +17,14 @@ from cpgr.data.scenes.write import write_scenes
 from cpgr.labels import LabelTable
 
 SMALLEST = ["--config", "smallest", "--threads", "1", "--precision", "fp32"]
+REFCLIP = ["--config", "refclip-smallest", "--threads", "1", "--precision", "fp32"]
 
 
-def run(root, world, *more):
+def run(root, world, *more, recipe="cpgr"):
     from cpgr.run import main
 
     options = ["--data.format", "refer", "--data.root", str(world), "--data.dataset", "scenes", "--out", str(root)]
-    assert main(["cpgr", *SMALLEST, *options, *more]) == 0
+    assert main([recipe, *(REFCLIP if recipe == "refclip" else SMALLEST), *options, *more]) == 0
     return root
 
 
@@ -76,8 +77,38 @@ def test_training_regions_do_not_matter(world, whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("leak", [False, True])
+def test_refclip_training_regions_do_not_matter(world, tmp_path, monkeypatch, leak):
+    """The same for teacher and student of two cycles, the second teacher taught by the first student; a planted leak is seen."""
+    if leak:
+        _plant_leak(monkeypatch)
+    options = ["--cycles", "2", "--refinement.in_image", "0.5"]
+    honest = made(run(tmp_path / "a", world, *options, recipe="refclip"))
+    assert {"cycle-2/refinement/model.safetensors", "cycle-2/refined.parquet", "cycle-2/grounding/model.safetensors"} < set(honest)
+    again = made(run(tmp_path / "b", poisoned(world, tmp_path / "poisoned"), *options, recipe="refclip"))
+    assert (again == honest) == (not leak)
+
+
+@pytest.mark.slow
+def test_refclip_learns_from_expressions_alone(tmp_path):
+    """300 images with their expressions, 250 steps: the teacher's boxes are three times as often right as a random anchor's."""
+    write_scenes(tmp_path / "world", seed=7, images=300)
+    root = run(tmp_path / "run", tmp_path / "world", "--refinement.training.steps", "250", "--refinement.training.batch_size", "96", recipe="refclip")
+    found = json.loads((root / "cycle-1" / "metrics.json").read_text())
+    chance = found["pairing"]["random"]["hit_rate"]
+    assert found["labels"]["pairing_hit_rate"] > 3 * chance
+    assert found["teacher"]["val"]["acc@0.5"] > 2.5 * chance
+
+
+@pytest.mark.slow
 def test_a_planted_leak_is_seen(world, whole, tmp_path, monkeypatch):
     """The test above can fail: let the size of a true box into the order of the training expressions."""
+    _plant_leak(monkeypatch)
+    honest = made(run(tmp_path / "a", world))
+    assert made(run(tmp_path / "b", poisoned(world, tmp_path / "poisoned"))) != honest
+
+
+def _plant_leak(monkeypatch):
     from cpgr.data import readers
 
     read = readers.read_split
@@ -89,8 +120,6 @@ def test_a_planted_leak_is_seen(world, whole, tmp_path, monkeypatch):
         return records, truth
 
     monkeypatch.setattr(readers, "read_split", leaky)
-    honest = made(run(tmp_path / "a", world))
-    assert made(run(tmp_path / "b", poisoned(world, tmp_path / "poisoned"))) != honest
 
 
 @pytest.mark.slow

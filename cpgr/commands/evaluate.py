@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from ..errors import CpgrError
-from .options import add_run, columns, opened_grounder
+from .options import add_part, add_run, columns, opened_grounder
 
 DESCRIPTION = """Measure a run's model: Acc@0.5 counted with >= (TransVG, CPL) and with > (RefCLIP's line), and mean IoU.
 
@@ -24,8 +24,9 @@ Without --data options it reads the run's own data. Every option of the run's `d
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options; those of the data are read by the config's own parser."""
     parser.description = DESCRIPTION
-    parser.usage = "cpgr evaluate [-h] --run DIR [--cycle N] [--data.KEY VALUE ...] [--json] [--predictions FILE]"
+    parser.usage = "cpgr evaluate [-h] --run DIR [--cycle N] [--part PART] [--data.KEY VALUE ...] [--json] [--predictions FILE]"
     add_run(parser)
+    add_part(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write the answers too, as .parquet or .jsonl")
     parser.set_defaults(command=run, takes_more=True)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name.strip() for name in data.eval_split.split(",") if name.strip()]
     if not names:
         raise CpgrError("--data.eval_split names no split")
-    with opened_grounder(args.run, args.cycle) as (cycle, grounder):
+    with opened_grounder(args.run, args.cycle, args.part) as (cycle, grounder):
         for name in names:
             split, truth = read_split(data, name, problems)
             if not truth.boxes:

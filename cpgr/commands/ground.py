@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import CpgrError, DataError
-from .options import add_run, opened_grounder
+from .options import add_part, add_run, opened_grounder
 
 DESCRIPTION = """Find the region an expression names in an image, by the model a run has trained.
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="the image file")
     parser.add_argument("expressions", nargs="+", metavar="EXPRESSION", help="what to find; several give several panels")
     add_run(parser)
+    add_part(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture to write (default: IMAGE's name with _grounded.png, here)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=run)
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from ..stages import Query
 
     queries = [Query(image, text) for text in texts]
-    with opened_grounder(args.run, args.cycle) as (cycle, grounder):
+    with opened_grounder(args.run, args.cycle, args.part) as (cycle, grounder):
         answers, attention = grounder.ground(queries), grounder.attend(queries)
     found = [
         {"expression": text, "box": [round(v, 1) for v in box], "score": round(score, 4)}

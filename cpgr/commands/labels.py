@@ -1,4 +1,4 @@
-"""`cpgr labels`: show the labels a run made, or export them in another code's format."""
+"""`cpgr labels`: show the labels a run made, export them in another code's format, or measure a first pairing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import CpgrError
+from . import baselines
 from .options import add_run, find_artefact
 
 TABLES = {"refined": "refined labels", "basic": "basic labels", "proposals": "proposals"}
-FORMATS = ("cpl", "refclip", "seqtr", "coco", "jsonl")
+FORMATS = ("cpl", "transvg", "refclip", "realgin", "mattnet", "seqtr", "coco", "jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`show` and `export`, each with its options."""
-    parser.description = "Show the labels a run made, or export them for other code."
+    """`show`, `export` and `baselines`, each with its options."""
+    parser.description = "Show the labels a run made, export them for other code, or measure a first pairing."
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     show = commands.add_parser("show", help="print labels readably", description="Print a cycle's labels, image by image.")
     _add_table(show)
@@ -25,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = commands.add_parser(
         "export", help="write labels in another code's format", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write a cycle's labels in another code's format:\n\n"
-        "  cpl      CPL, TransVG, Pseudo-Q: torch file of (image, box, expression, weight)\n"
+        "  cpl      CPL, Pseudo-Q: torch file of (image, box, expression, weight)\n"
+        "  transvg  TransVG: torch file of its data sets' tuples; FILE is called unc_train.pth, gref_umd_train.pth, referit_train.pth, ...\n"
         "  refclip  RefCLIP, SimREC: JSON by split\n"
+        "  realgin  RealGIN: text, a line a label\n"
+        "  mattnet  MAttNet: REFER's files; FILE is called refs(NAME).p, instances.json is written beside it\n"
         "  seqtr    SeqTR: JSON by split\n"
         "  coco     COCO: instances JSON, and results JSON beside it\n"
         "  jsonl    a JSON object a line with every field",
@@ -34,7 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_table(export)
     export.add_argument("--format", required=True, choices=FORMATS, help="the format")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    export.add_argument("--split", default="train", metavar="NAME", help="the split that the file names (default: %(default)s)")
+    export.add_argument("--match", action="store_true", help="mattnet: point at the proposals that the labels overlap best, instead of new annotations")
     export.set_defaults(command=_export, parser=export)
+    measure = commands.add_parser(
+        "baselines", help="pairing beside simpler choices, on data with true boxes", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=baselines.DESCRIPTION,
+    )  # fmt: skip
+    baselines.add_arguments(measure)
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +65,10 @@ def _export(args: argparse.Namespace) -> int:
     from ..data.export import export_labels
 
     number, table = _table(args)
-    count = export_labels(table, args.format, args.out, dropped=args.dropped)
+    candidates = None
+    if args.match:
+        candidates = type(table).load(find_artefact(args.run, number, "proposals.parquet", TABLES["proposals"])[1])
+    count = export_labels(table, args.format, args.out, split=args.split, dropped=args.dropped, candidates=candidates)
     print(f"{count} labels of cycle {number} written to {args.out}")
     return 0
 

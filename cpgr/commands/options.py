@@ -15,6 +15,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cycle", type=int, metavar="N", help="the cycle to take (default: the last one that has it)")
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """`--part`: which of a run's trained models answers."""
+    parser.add_argument(
+        "--part", choices=["grounding", "refinement"], default="grounding",
+        help="whose model: the Grounding stage's, or the Refinement stage's where it has one (refclip: the teacher)",
+    )  # fmt: skip
+
+
 def find_artefact(root: Path, cycle: int | None, name: str, what: str) -> tuple[int, Path]:
     """The cycle's number and its artefact `name`: of `cycle`, or of the last cycle that has it.
 
@@ -37,8 +45,8 @@ def find_artefact(root: Path, cycle: int | None, name: str, what: str) -> tuple[
 
 
 @contextmanager
-def opened_grounder(root: Path, cycle: int | None):
-    """The trained grounding model of a run; what it caches is gone when the block ends."""
+def opened_grounder(root: Path, cycle: int | None, part: str = "grounding"):
+    """The model of a run that grounds, its Grounding's or its Refinement's; what it caches is gone when the block ends."""
     import tempfile
 
     from transformers.utils import logging as transformers_logging
@@ -47,8 +55,10 @@ def opened_grounder(root: Path, cycle: int | None):
     from ..report.folder import read_config
     from ..training import make_accelerator
 
-    number, folder = find_artefact(root, cycle, "grounding", "trained grounding model")
     config = read_config(root)
+    if part == "refinement" and any(root.glob("cycle-*/refined.parquet")) and not any(root.glob("cycle-*/refinement")):
+        raise CpgrError(f"{root}: the Refinement of its recipe ({config.get('recipe', recipes.RECIPES[0])}) trains no model; leave out --part")
+    number, folder = find_artefact(root, cycle, part, f"trained {part} model")
     name = config.get("recipe", recipes.RECIPES[0])
     if name not in recipes.RECIPES:
         raise CpgrError(f"{root} is a run of the recipe {name!r}, which this version does not have ({', '.join(recipes.RECIPES)})")

@@ -151,8 +151,8 @@ def load_region_blip2(folder: Path):
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    captioner, parts = load_blip2(str(folder / "blip2"), str(folder / "blip2-itm"), attention="eager")
-    model = RegionBlip2(captioner, parts)
+    loaded = load_blip2(str(folder / "blip2"), str(folder / "blip2-itm"), attention="eager")
+    model = RegionBlip2(loaded.captioner, loaded.parts)
     model.load_state_dict({n: t.float() for n, t in load_file(folder / "blip2" / "coordinates.safetensors").items()}, strict=False)
     return model, *(AutoTokenizer.from_pretrained(folder / name) for name in ("blip2", "blip2-itm"))
 

@@ -18,6 +18,7 @@ from ..folds import CrossFittedGenerator, CrossFittedGrounder
 from ..generation.generator import Blip2Generator
 from ..generation.settings import GenerationConfig
 from ..grounding.choosing import ChoosingGrounder
+from ..grounding.students import open_model
 from ..grounding.transvg import TransVGConfig, TransVGGrounder
 from ..progress import track
 from ..refinement.refiner import AttentionRefiner, RefinementConfig
@@ -73,15 +74,4 @@ def build(config: Config, accelerator, work: Path) -> Parts:
 
 def open_grounder(folder: Path, accelerator, work: Path) -> TransVGGrounder:
     """The trained grounding model in a run's `cycle-N/grounding`."""
-    import json
-
-    from jsonargparse import ArgumentParser
-
-    saved = json.loads((folder / "config.json").read_text())
-    saved.pop("grounder")
-    parser = ArgumentParser()
-    parser.add_class_arguments(TransVGConfig, "grounding")
-    config = parser.instantiate(parser.parse_object({"grounding": saved})).grounding
-    grounder = TransVGGrounder(config, accelerator, work)
-    grounder.load(folder)
-    return grounder
+    return open_model(folder, TransVGConfig, TransVGGrounder, accelerator, work)

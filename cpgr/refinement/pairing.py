@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..labels import Label
+from .words import WordConfig
 
 
 @dataclass
@@ -35,11 +36,14 @@ class PairConfig:
         text_match: `words`, `vectors:FILE` or `transformers:NAME_OR_FOLDER`.
         dropped: What a text that Filtering dropped loses in similarity; 2 or more excludes it.
         text: Text match with the region's pseudo expressions.
+        words: Fit of the expression's words with the region's class, colours, place and size (`word_fit`); for photographs,
+            whose expressions no template has.
         attention: Likeness of the expression's attention map and the pseudo expression's.
         own: Attention mass of the expression's map in the region.
         itg: Likelihood of the expression given the region, by the generator.
         itc: Contrast of the expression and the region, by the generator.
         itm: Matching of the expression and the region, by the generator (a pass of its own; 0 leaves it out).
+        word_fit: What each kind of word counts in `words`.
         least: Pairs with a smaller posterior are dropped.
         agree: Drop a pair where the generator's best region is not that of the text and attention scores.
         weighting: A pair's weight in training: `none` or its `posterior`.
@@ -53,11 +57,13 @@ class PairConfig:
     text_match: str = "words"
     dropped: float = 0.1
     text: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 0.12))
+    words: ScoreConfig = field(default_factory=lambda: ScoreConfig(0.0, 1.0))
     attention: ScoreConfig = field(default_factory=lambda: ScoreConfig(0.0, 0.2))
     own: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 0.2))
     itg: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 1.0))
     itc: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 1.0))
     itm: ScoreConfig = field(default_factory=lambda: ScoreConfig(0.0, 1.0))
+    word_fit: WordConfig = field(default_factory=WordConfig)
     least: float = 0.0
     agree: bool = False
     weighting: str = "none"

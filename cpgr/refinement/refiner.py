@@ -17,6 +17,7 @@ from ..stages import Generator, Grounder, Query
 from .filtering import FilterConfig, filter_labels, region_mass
 from .pairing import JUDGES, PairConfig, corrected, map_likeness, pair, posterior, text_scores
 from .text_match import TextMatch
+from .words import WordFit
 
 log = logging.getLogger("cpgr")
 
@@ -49,6 +50,7 @@ class AttentionRefiner:
             if value not in known:
                 raise CpgrError(f"refinement.{name}: {value!r} is none of {', '.join(known)}")
         self.text_match = TextMatch(config.pairing.text_match)
+        self.word_fit = WordFit(config.pairing.word_fit, self.text_match)
 
     def refine(
         self, basic: LabelTable, proposals: LabelTable, split: Split, generator: Generator, grounder: Grounder | None
@@ -56,8 +58,8 @@ class AttentionRefiner:
         cycle = basic[0].cycle if len(basic) else 0
         if grounder is None:
             basic = self._gate(basic, split, generator)
-        label_maps = _maps(grounder, split, basic) if grounder else {}
-        expression_maps = _maps(grounder, split, split.expressions) if grounder else {}
+        # asked for together: an image is encoded once for its pseudo expressions and its true ones
+        maps = _maps(grounder, split, [*basic, *split.expressions]) if grounder else {}
         pairing = self.config.pairing
         asked = [name for name in JUDGES if getattr(pairing, name).weight] if pairing.rule == "product" else []
         judged = generator.judge(split.images, proposals, split.expressions, asked) if asked else {}
@@ -69,10 +71,8 @@ class AttentionRefiner:
             regions = list(regions)
             texts = list(labels.get(image_id, LabelTable()))
             if grounder and self.config.filtering.enabled and texts:
-                texts = self._filter(texts, regions, label_maps)
-            rows += self._pair(
-                image_id, expressions.get(image_id, []), texts, regions, vectors, label_maps, expression_maps, judged, answers, cycle
-            )
+                texts = self._filter(texts, regions, maps)
+            rows += self._pair(expressions.get(image_id, []), texts, regions, vectors, maps, judged, answers, cycle)
         return LabelTable(rows)
 
     def _gate(self, basic: LabelTable, split: Split, generator: Generator) -> LabelTable:
@@ -92,19 +92,21 @@ class AttentionRefiner:
         mass = region_mass(stacked, regions, *attention, config)
         return filter_labels(texts, regions, mass, _inside(stacked, texts, *attention), config)
 
-    def _pair(self, image_id, expressions: list[Expression], texts, regions, vectors, label_maps, expression_maps, judged, answers, cycle):
+    def _pair(self, expressions: list[Expression], texts, regions, vectors, found_maps, judged, answers, cycle):
         config = self.config.pairing
         if not expressions or config.rule == "none":
             return self._settle(texts, set())
         asked = [vectors[e.text] for e in expressions]
         similar, which = text_scores(asked, texts, [vectors[t.expression] for t in texts], regions, config.dropped)
         scores = {"text": similar}
-        if expression_maps:
-            frame = expression_maps["frame"]
-            maps = torch.stack([expression_maps[_key(e)] for e in expressions])
+        if config.words.weight:
+            scores["words"] = self.word_fit.scores([e.text for e in expressions], regions)
+        if found_maps:
+            frame = found_maps["frame"]
+            maps = torch.stack([found_maps[_key(e)] for e in expressions])
             scores["own"] = region_mass(maps, regions, *frame, self.config.filtering)
             if texts:
-                likeness = map_likeness(maps, torch.stack([label_maps[_key(t)] for t in texts]))
+                likeness = map_likeness(maps, torch.stack([found_maps[_key(t)] for t in texts]))
                 scores["attention"] = likeness.gather(1, which.clamp(min=0)).masked_fill(which < 0, 0.0)
         for name, found in judged.items():
             scores[name] = torch.stack([found[e.expression_id] for e in expressions])

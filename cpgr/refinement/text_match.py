@@ -30,7 +30,7 @@ class TextMatch:
             self._known: dict[str, np.ndarray] = {}
             self.embed_batch = self._hashed
         elif kind == "vectors" and name:
-            self._known = _read_vectors(Path(name))
+            self._known = read_vectors(Path(name))
             self.embed_batch = self._mean
         elif kind == "transformers" and name:
             from transformers import AutoModel, AutoTokenizer
@@ -75,7 +75,7 @@ class TextMatch:
         yield from (states * mask).sum(1) / mask.sum(1)
 
 
-def _read_vectors(path: Path) -> dict[str, np.ndarray]:
+def read_vectors(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             words, vectors = file["words"], file["vectors"].astype(np.float32)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import CpgrError
 from ..recipes import RECIPES
 
-STAGES = ("generation", "grounding")
+STAGES = ("generation", "refinement", "grounding")
 # The order in which a cycle's artefacts appear, with what makes each.
 STEPS = {
     "proposals.parquet": "proposals", "generation": "training the Generation model", "basic.parquet": "generating labels",

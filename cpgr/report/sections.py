@@ -19,6 +19,10 @@ TEXT_QUALITY = {
     "centrality": ("Region-Centrality", "share that is true of its region"),
     "discrimination": ("Reference-Discrimination", "share that is true of its region and of no other object of the image"),
 }
+CHOICES = {
+    "largest": "the largest region", "best_scored": "the region the detector is surest of", "named_class": "a region of the named class",
+    "random": "any region",
+}  # fmt: skip
 _NOT_CHOSEN = "pairing: another region fits better"
 
 
@@ -28,6 +32,7 @@ def headline(run: RunFolder) -> str:
         return "<p>No cycle is finished yet, so nothing is measured.</p>"
     first, last = run.finished[0], run.finished[-1]
     tiles = "".join(_accuracy_tile(name, found, first) for name, found in last.splits.items())
+    teacher = ", ".join(f"{safe(name)} {percent(found.get('acc@0.5'))}" for name, found in last.metrics.get("teacher", {}).items())
     labels = last.metrics.get("labels", {})
     quality = "".join(
         f'<div class="tile small"><h3>{safe(QUALITY[key][0])}</h3><p class="big">{percent(labels.get(key))}</p>'
@@ -35,7 +40,8 @@ def headline(run: RunFolder) -> str:
         for key in ("pairing_hit_rate", "filter_precision", "proposal_recall")
         if known(labels.get(key))
     )
-    return "".join(f'<div class="tiles">{some}</div>' for some in (tiles, quality) if some)
+    said = f"<p>Acc@0.5 of the teacher itself in cycle {last.number}: {teacher}.</p>" if teacher else ""
+    return "".join(f'<div class="tiles">{some}</div>' for some in (tiles, quality) if some) + said
 
 
 def _accuracy_tile(name: str, found: dict, first: CycleRecord) -> str:
@@ -96,7 +102,26 @@ def label_quality(run: RunFolder) -> str:
         [f'{safe(name)}<small class="meaning">{safe(meaning)}</small>', *(percent(found.get(key)) for found in rows_of.values())]
         for key, (name, meaning) in QUALITY.items()
     ]
-    return _figures([("", chart)]) + table(["", *(f"cycle {n}" for n in rows_of)], rows)
+    return _figures([("", chart)]) + table(["", *(f"cycle {n}" for n in rows_of)], rows) + _baselines(run)
+
+
+def _baselines(run: RunFolder) -> str:
+    """The pairing of the first and the last cycle beside choices that ask less of an expression."""
+    parts = []
+    for cycle in dict.fromkeys((run.finished[0].number, run.finished[-1].number)):
+        found = next(c for c in run.finished if c.number == cycle).metrics.get("pairing") or {}
+        if not found.get("count"):
+            continue
+        rows = [["pairing", percent(found.get("pairing")), "", ""]]
+        for key, name in CHOICES.items():
+            one = found.get(key, {})
+            lead, low, high = (one.get(part) for part in ("difference", "low", "high"))
+            span = f"{points(low)} to {points(high)}" if known(low) and known(high) else UNKNOWN
+            rows.append([safe(name), percent(one.get("hit_rate")), points(lead) if known(lead) else UNKNOWN, span])
+        rows.append(["the best region", percent(found.get("ceiling")), "", ""])
+        caption = f"Cycle {cycle}: pairing of {found['count']:,} true expressions of {found.get('images', 0):,} images beside simpler choices"
+        parts.append(table(["choice", "hit rate", "pairing minus it", "95 % interval over images"], rows, caption))
+    return "".join(parts)
 
 
 def text_quality(run: RunFolder) -> str:

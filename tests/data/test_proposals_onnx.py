@@ -1,4 +1,4 @@
-"""YOLOX networks: decoding of made-up heads, and recall on real photographs where they are to be had."""
+"""YOLOX and FastestDet networks: decoding of made-up heads, and recall on real photographs where they are to be had."""
 
 import json
 import os
@@ -48,6 +48,9 @@ def network(monkeypatch):
             def get_inputs(self):
                 return [SimpleNamespace(name="images", shape=list(shape))]
 
+            def get_outputs(self):
+                return [SimpleNamespace(shape=list(output.shape))]
+
             def run(self, names, feed):
                 seen.append(feed["images"])
                 return [output]
@@ -80,6 +83,21 @@ def test_raw_head_is_decoded_by_grid_and_stride(tmp_path, network):
     assert pixels.shape == (1, 3, *SIZE) and pixels.dtype == np.float32
     assert np.abs(pixels[0, :, 20, 40] - [10, 120, 250]).max() < 6  # blue, green, red, 0..255
     assert (pixels[0, :, 48:] == 114).all()  # the picture lies at the top
+
+
+def test_a_map_is_fastestdets(tmp_path, network):
+    """[1, 5 + C, rows, columns]: objectness, tanh of the centre's offset in cells, sigmoid of the sides."""
+    output = np.zeros((1, 85, 4, 6), np.float32)
+    output[0, :5, 1, 2] = 0.9, np.arctanh(0.5), np.arctanh(-0.25), np.log(1 / 3), 0.0  # sides: 1/4 and 1/2 of the picture
+    output[0, 5 + 16, 1, 2] = 0.8
+    seen = network(output)
+    (row,) = run("onnx:x.onnx", picture(tmp_path))  # 192 x 96: cells of 32 x 24 pixels
+    assert row.category == "dog" and row.scores["detector"] == pytest.approx(0.9**0.6 * 0.8**0.4)
+    assert row.box == pytest.approx([56, 0, 104, 42], abs=1e-3)  # centre (80, 18), 48 x 48, cut at the top
+    assert seen[0].shape == (1, 3, *SIZE) and np.abs(seen[0][0, :, 32, 48] * 255 - [10, 120, 250]).max() < 6
+    network(np.zeros((1, 4, 4, 6), np.float32))
+    with pytest.raises(DataError, match="is not FastestDet's"):
+        run("onnx:x.onnx", picture(tmp_path))
 
 
 def test_decoded_head_is_recognised(tmp_path, network):

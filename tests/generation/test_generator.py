@@ -44,7 +44,7 @@ def make(accelerator, tmp_path, refined=None, split=None, **changes):
 
 def test_the_first_cycle_writes_templates(accelerator, tmp_path, small_world, small_proposals):
     generator = make(accelerator, tmp_path, LabelTable(), small_world[1])
-    made = generator.generate(small_world[1].images, small_proposals)
+    made = generator.generate(small_world[1], small_proposals)
     assert not generator.fitted and {row.kind for row in made} == {"template"}
     assert generator.judge(small_world[1].images, small_proposals, small_world[1].expressions) == {}
     boxes = {(row.image_id, row.region_id): row.box for row in small_proposals}
@@ -56,7 +56,7 @@ def test_fit_write_judge_save_load(accelerator, tmp_path, small_world, small_pro
     generator = make(accelerator, tmp_path, refined, split)
     assert set(generator.history.losses) == {"itc", "itm", "itg", "llm", "itg_latent", "itc_latent", "loss"}
     seed_everything("write")
-    made = generator.generate(split.images, small_proposals)
+    made = generator.generate(split, small_proposals)
     assert {row.kind for row in made} == {"generated"}
     keys = [(row.image_id, row.region_id, row.expression) for row in made]
     assert len(keys) == len(set(keys)) and all(row.expression for row in made)
@@ -71,7 +71,7 @@ def test_fit_write_judge_save_load(accelerator, tmp_path, small_world, small_pro
     again = make(accelerator, tmp_path)
     again.load(tmp_path / "artefact")
     seed_everything("write")
-    assert list(again.generate(split.images, small_proposals)) == list(made)
+    assert list(again.generate(split, small_proposals)) == list(made)
     for name, found in again.judge(split.images, small_proposals, split.expressions).items():
         assert all(torch.equal(value, judged[name][key]) for key, value in found.items())
 
@@ -128,7 +128,7 @@ def test_the_image_encoder_runs_once_an_image(accelerator, tmp_path, small_world
     encode = Blip2Generator._encode
     monkeypatch.setattr(Blip2Generator, "_encode", lambda self, frames: seen.append(len(frames)) or encode(self, frames))
     generator = make(accelerator, tmp_path, refined, split)
-    generator.generate(split.images, small_proposals)
+    generator.generate(split, small_proposals)
     generator.judge(split.images, small_proposals, split.expressions)
     assert sum(seen) == len(split.images) < len(small_proposals)
 

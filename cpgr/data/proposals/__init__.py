@@ -7,16 +7,18 @@ Any object with the `Detector` protocol's one method will do in its place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from ...errors import CpgrError
 from ...labels import Label, LabelTable
+from ...processes import joined, share
 from ..records import Image, Split
 from .detections import Detections, select
+from .regions import EXTRA, extra_regions
 from .words import pixel_colours, spatial_word
 
 __all__ = ["Detections", "Detector", "ProposalConfig", "build_detector", "propose", "summary"]
@@ -36,6 +38,9 @@ class ProposalConfig:
     across_iou: the same for boxes of different classes, which are then one object named twice; 1 keeps all.
     attributes: where attribute words come from: "detector"; "pixels" (the region's main colour); "auto", the
         detector's, and the colour for a region it gives none; or "none".
+    colours: how many colour words a region gets from its pixels, at most.
+    extra: regions made from the detections, in addition to `max_regions`: "parts" (head, shirt, trousers and shoes of
+        persons), "groups" (the box around several of one class), "scenery" (ground, background, whole scene).
     min_attribute: attributes the built-in detector is less sure of than this probability are left out.
     batch_size: images a detector is given at once.
     device: where a network runs: "auto" (a GPU if there is one), "cpu", "cuda", ...; an ONNX file runs on the
@@ -47,6 +52,8 @@ class ProposalConfig:
     nms_iou: float = 0.5
     across_iou: float = 0.8
     attributes: str = "auto"
+    colours: int = 1
+    extra: list[str] = field(default_factory=list)
     min_attribute: float = 0.5
     batch_size: int = 16
     device: str = "auto"
@@ -54,8 +61,10 @@ class ProposalConfig:
     def __post_init__(self):
         if self.attributes not in ("auto", "detector", "pixels", "none"):
             raise CpgrError(f"detection.attributes: {self.attributes!r} is none of auto, detector, pixels, none")
-        if self.max_regions < 1 or self.batch_size < 1:
-            raise CpgrError("detection.max_regions and detection.batch_size must be 1 or more")
+        if unknown := set(self.extra) - set(EXTRA):
+            raise CpgrError(f"detection.extra: {', '.join(sorted(unknown))} is none of {', '.join(EXTRA)}")
+        if min(self.max_regions, self.batch_size, self.colours) < 1:
+            raise CpgrError("detection.max_regions, detection.batch_size and detection.colours must be 1 or more")
 
 
 class Detector(Protocol):
@@ -68,7 +77,7 @@ def build_detector(spec: str, config: ProposalConfig) -> Detector:
     """The detector that `spec` names.
 
     `builtin` (the package's own for the built-in world; `builtin:FOLDER` another of its kind),
-    `transformers:NAME_OR_FOLDER` (any object-detection model of Hugging Face), `onnx:FILE` (a YOLOX network),
+    `transformers:NAME_OR_FOLDER` (any object-detection model of Hugging Face), `onnx:FILE` (a YOLOX or FastestDet network),
     `file:FILE` (detections made elsewhere: COCO results or CPL's dump). Raises CpgrError with what to do.
     """
     kind, _, where = spec.partition(":")
@@ -98,12 +107,16 @@ def propose(detector: Detector, split: Split, config: ProposalConfig, progress: 
     An image in which nothing is found gets one row for the whole of it, with no class and score 0.
     progress: wraps the batches while they are gone through, as `cpgr.progress.track(items, what)` does.
     """
-    batches: Iterable[list[Image]] = _batches(list(split.images.values()), config.batch_size)
+    batches = _batches(list(split.images.values()), config.batch_size)
+    batches = share(batches)
     rows: list[Label] = []
     for images in progress(batches, "proposals") if progress else batches:
         for image, found in zip(images, detector.detect(images), strict=True):
-            rows += _rows(image, select(found, image, config), config)
-    table = LabelTable(rows)
+            chosen = select(found, image, config)
+            if config.extra:
+                chosen = chosen + extra_regions(chosen, config.extra, image.width, image.height)
+            rows += _rows(image, chosen, config)
+    table = LabelTable(joined(rows))
     counts = summary(table)
     empty, total = counts["images_without_detection"], counts["images"]
     if empty > total / 2:
@@ -146,7 +159,7 @@ def _attributes(image: Image, found: Detections, config: ProposalConfig) -> list
     from ..images import open_image
 
     pixels = np.asarray(open_image(image.path, record=f"image {image.image_id}"))
-    return [own or pixel_colours(_crop(pixels, box))[:1] for own, box in zip(words, found.boxes, strict=True)]
+    return [own or pixel_colours(_crop(pixels, box))[: config.colours] for own, box in zip(words, found.boxes, strict=True)]
 
 
 def _crop(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:

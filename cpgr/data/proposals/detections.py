@@ -30,6 +30,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __add__(self, other: Detections) -> Detections:
+        return Detections(
+            np.concatenate([self.boxes, other.boxes]), np.concatenate([self.scores, other.scores]),
+            self.categories + other.categories, self.attributes + other.attributes,
+        )  # fmt: skip
+
     def take(self, indices) -> Detections:
         return Detections(
             self.boxes[indices], self.scores[indices],

@@ -1,4 +1,4 @@
-"""Detectors in ONNX files: YOLOX networks, with the raw head of its exporter or with a decoded one."""
+"""Detectors in ONNX files: YOLOX networks, with the raw head of its exporter or with a decoded one, and FastestDet."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ MAX_CANDIDATES = 1000  # before suppression; a low threshold lets thousands of c
 
 
 class OnnxDetector:
-    """A YOLOX network run by onnxruntime.
+    """A YOLOX or FastestDet network run by onnxruntime; the rank of its output says which.
 
-    Input: float32 [1, 3, S, S], BGR 0..255, the picture scaled to fit the top left corner, the rest 114. Output:
+    YOLOX's input: float32 [1, 3, S, S], BGR 0..255, the picture scaled to fit the top left corner, the rest 114. Output:
     [1, A, 5 + C] with cx, cy, w, h, objectness and C class probabilities for every cell of strides 8, 16, 32
-    (and 64): raw (offsets in cells, log sizes) or decoded to pixels, told apart by their values. Class names are
-    COCO's 80, or the lines of FILE.names beside FILE.onnx.
+    (and 64): raw (offsets in cells, log sizes) or decoded to pixels, told apart by their values.
+    FastestDet's input: BGR 0..1, the picture stretched to S x S; its output [1, 5 + C, H, W] is read by `decode_map`.
+    Class names are COCO's 80, or the lines of FILE.names beside FILE.onnx.
     """
 
     def __init__(self, path: str | Path, config):
@@ -34,7 +35,8 @@ class OnnxDetector:
         shape = inputs[0].shape
         if len(inputs) != 1 or len(shape) != 4 or shape[1] not in (3, None) and not isinstance(shape[1], str):
             takes = [(entry.name, entry.shape) for entry in inputs]
-            raise DataError(self.path, "", f"takes {takes}, not one image [1, 3, H, W]", "give a YOLOX network")
+            raise DataError(self.path, "", f"takes {takes}, not one image [1, 3, H, W]", "give a YOLOX or FastestDet network")
+        self.is_map = len(self.session.get_outputs()[0].shape) == 4
         self.input = inputs[0].name
         self.size = tuple(side if isinstance(side, int) else FLEXIBLE_SIZE for side in shape[2:])
         self.names: list[str] | None = None
@@ -44,12 +46,12 @@ class OnnxDetector:
 
     def _detect(self, image: Image) -> Detections:
         picture = open_image(image.path, record=f"image {image.image_id}")
-        pixels, ratio = letterbox(picture, *self.size)
+        pixels, ratio = (stretch if self.is_map else letterbox)(picture, *self.size)
         output = self.session.run(None, {self.input: pixels})[0]
-        cells = decode(output, self.size, self.path)
+        cells = (decode_map if self.is_map else decode)(output, self.size, self.path)
         if self.names is None:
             self.names = _class_names(self.path, cells.shape[1] - 5)
-        scores = cells[:, 4:5] * cells[:, 5:]
+        scores = cells[:, 4:5] ** 0.6 * cells[:, 5:] ** 0.4 if self.is_map else cells[:, 4:5] * cells[:, 5:]
         classes = scores.argmax(1)
         best = scores[np.arange(len(scores)), classes]
         chosen = np.flatnonzero(best >= self.config.min_score)
@@ -70,6 +72,30 @@ def letterbox(picture, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
     frame[: inner[1], : inner[0]] = np.asarray(picture.resize(inner, pil.Resampling.BILINEAR))
     pixels = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
     return pixels, np.array([inner[0] / picture.width, inner[1] / picture.height])
+
+
+def stretch(picture, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An RGB PIL image -> FastestDet's input [1, 3, height, width] and the scale (x, y) from its pixels to the input's."""
+    from PIL import Image as pil
+
+    frame = np.asarray(picture.resize((width, height), pil.Resampling.BILINEAR))
+    pixels = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1)[None], np.float32) / 255
+    return pixels, np.array([width / picture.width, height / picture.height])
+
+
+def decode_map(output: np.ndarray, size: tuple[int, int], path: str | Path = "") -> np.ndarray:
+    """FastestDet's output [1, 5 + C, H, W] for an input of `size` (height, width) -> [H * W, 5 + C] with cx, cy, w, h in
+    input pixels. Channels: objectness, the centre's offset from the cell in cells (tanh), the sides in shares of the
+    picture (sigmoid), C class probabilities."""
+    if output.ndim != 4 or output.shape[0] != 1 or output.shape[1] < 6:
+        raise DataError(path, "", f"its output {list(output.shape)} is not FastestDet's [1, 5 + classes, H, W]", "give its exported network")
+    _, channels, rows, columns = output.shape
+    cells = np.array(output[0], np.float32).reshape(channels, -1).T
+    row, column = (grid.ravel() for grid in np.mgrid[:rows, :columns])
+    scale = np.array([size[1], size[0]], np.float32)
+    centre = (np.stack([column, row], 1) + np.tanh(cells[:, 1:3])) / [columns, rows] * scale
+    sides = scale / (1 + np.exp(-cells[:, 3:5]))
+    return np.concatenate([centre, sides, cells[:, :1], cells[:, 5:]], 1)
 
 
 def decode(output: np.ndarray, size: tuple[int, int], path: str | Path = "") -> np.ndarray:

@@ -92,8 +92,20 @@ class TinyDetector(PreTrainedModel):
 
     def levels(self, images: torch.Tensor) -> list[torch.Tensor]:
         """uint8 images [B, 3, S, S] -> the blocks' outputs, each [B, grid * grid, width]."""
-        x = (images.to(self.dtype) - 117.0) / 58.0
-        x = self.stem(x.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
+        return self._blocks_of(self.stem(self._pixels(images)))
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """uint8 images [B, 3, S, S] -> the stem's map at half the stride, [B, width / 2, 2 * grid, 2 * grid], and the
+        last block's output as a map, [B, width, grid, grid]."""
+        fine = self.stem[:4](self._pixels(images))
+        last = self._blocks_of(self.stem[4:](fine))[-1]
+        return [fine, last.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))]
+
+    def _pixels(self, images):
+        return ((images.to(self.dtype) - 117.0) / 58.0).contiguous(memory_format=torch.channels_last)
+
+    def _blocks_of(self, x):
+        x = x.flatten(2).transpose(1, 2)
         x = x + sine_positions(self.config.grid, self.config.width).to(x)
         outputs = []
         for block in self.blocks:

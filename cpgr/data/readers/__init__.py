@@ -11,6 +11,7 @@ from .collect import Source, build_split
 from .config import DataConfig
 from .flickr30k import read_flickr30k
 from .folder import read_folder
+from .realgin import read_realgin
 from .refclip import read_refclip
 from .refer import read_refer
 from .seqtr import read_seqtr
@@ -25,6 +26,7 @@ FORMATS: dict[str, Reader] = {
     "refer": read_refer,
     "transvg": read_transvg,
     "refclip": read_refclip,
+    "realgin": read_realgin,
     "seqtr": read_seqtr,
     "flickr30k": read_flickr30k,
     "folder": read_folder,
