@@ -52,9 +52,9 @@ def agree_closely(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def measure(
-    case: Case, budget: float, only_peers: Collection[str] | None = None, device: str = "cpu"
+    case: Case, budget: float, only_peers: Collection[str] | None = None, device: str = "cpu", least_rounds: int = MIN_ROUNDS
 ) -> dict[str, Any]:
-    """Check that all agree, then time them in turn for about `budget` seconds.
+    """Check that all agree, then time them in turn for about `budget` seconds, `least_rounds` times at least.
 
     `only_peers`: leave out every peer of another name.
     """
@@ -78,7 +78,7 @@ def measure(
     samples: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + budget
     for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() > end:
+        if done >= least_rounds and time.perf_counter() > end:
             break
         for name, run in runs.items():
             samples[name].append(clock.sample(run, repeats[name]))

@@ -10,8 +10,7 @@ from typing import ClassVar
 from .data.proposals import ProposalConfig
 from .data.readers import DataConfig
 from .errors import CpgrError
-
-CONFIGS = Path(__file__).parent / "recipes" / "configs"
+from .recipes import CONFIGS, shipped_configs
 
 
 @dataclass
@@ -46,18 +45,34 @@ def named_config(name: str) -> str:
     shipped = CONFIGS / f"{name}.yaml"
     if shipped.is_file():
         return str(shipped)
-    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise CpgrError(f"no config file {name!r}, and none of that name ships with the package ({names})")
+    raise CpgrError(f"no config file {name!r}, and none of that name ships with the package ({', '.join(shipped_configs())})")
+
+
+def config_files(name: str) -> list[str]:
+    """The path of a config, after those it lies on: a config's `base` names another, whose values it overrides."""
+    import yaml
+
+    paths: list[str] = []
+    while name:
+        path = named_config(name)
+        if path in paths:
+            raise CpgrError(f"{path}: its base leads back to it ({' > '.join(paths)})")
+        paths.insert(0, path)
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise CpgrError(f"{path}: is no readable YAML: {' '.join(str(error).split())[:200]}") from error
+        name = str(content.get("base") or "") if isinstance(content, dict) else ""
+    return paths
 
 
 def name_configs(args: list[str]) -> list[str]:
-    """`--config NAME` of a shipped config becomes its path."""
-    out = list(args)
-    for i, arg in enumerate(out):
-        if arg == "--config" and i + 1 < len(out):
-            out[i + 1] = named_config(out[i + 1])
-        elif arg.startswith("--config="):
-            out[i] = "--config=" + named_config(arg.removeprefix("--config="))
+    """`--config NAME` of a shipped config becomes its path, after the paths of the configs it lies on."""
+    out, rest = [], list(args)
+    while rest:
+        arg = rest.pop(0)
+        name = rest.pop(0) if arg == "--config" and rest else arg.removeprefix("--config=") if arg.startswith("--config=") else None
+        out += [arg] if name is None else [f"--config={path}" for path in config_files(name)]
     return out
 
 
@@ -71,7 +86,9 @@ def make_parser(recipe_config: type, recipe: str, prog: str):
         default_config_files=[str(CONFIGS / f"{name}.yaml") for name in (*recipe_config.shipped, recipe)],
         exit_on_error=True,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of a shipped config")
+    shipped = ", ".join(name for name in shipped_configs() if name != recipe)
+    parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file, or the name of a shipped config: {shipped}")
+    parser.add_argument("--base", type=str, default="", help="in a config file: the config it lies on, by file or name")
     parser.add_argument("--recipe", default=recipe, choices=[recipe], help="kept in config.yaml, so that a run says whose it is")
     parser.add_argument("--out", type=str, default=f"runs/{recipe}", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")

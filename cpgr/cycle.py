@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .data.records import Split
 from .labels import LabelTable
+from .processes import by_main
 from .stages import Generator, Grounder, Refiner, TrainedRefiner
 from .training import seed_everything
 
@@ -125,7 +126,7 @@ def run(
         if refiner:
             refiner.at(here.refinement)
         write_json(here.metrics, report(here, parts.grounder))
-        shutil.rmtree(here.work, ignore_errors=True)
+        _clear(here.work)
 
 
 def _proposals(parts: Parts, split: Split, here: CycleFolder, last: CycleFolder, seed: int) -> LabelTable:
@@ -151,6 +152,7 @@ class _Held:
             self.folder = folder
 
 
+@by_main
 def _save(part, folder: Path, work: Path) -> None:
     """Save into a folder of another name, then rename: the artefact is whole or absent. Only then is the state of its
     training, in `work`, thrown away."""
@@ -164,6 +166,12 @@ def _save(part, folder: Path, work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
+@by_main
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@by_main
 def write_json(path: Path, content) -> None:
     """Write JSON whole or not at all."""
     temporary = path.with_suffix(".tmp")

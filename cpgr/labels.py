@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from .errors import DataError
+from .processes import by_main
 
 KINDS = ("dataset", "generated", "template", "phrase", "proposal")
 
@@ -85,6 +86,7 @@ class LabelTable:
             groups.setdefault(row.image_id, []).append(row)
         return {image: LabelTable(rows) for image, rows in groups.items()}
 
+    @by_main
     def save(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all: to a temporary name beside `path`, then renamed."""
         import pyarrow as pa

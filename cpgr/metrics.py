@@ -88,8 +88,8 @@ def pairing_baselines(proposals: LabelTable, refined: LabelTable, truth: Truth, 
     pairing - baseline, and the difference's 95 % interval by a bootstrap over images. `ceiling` is the best region.
     """
     chosen = {row.expression_id: row for row in refined if row.kind == "dataset" and not row.reason.startswith("pairing: region")}
-    known = [row for e, row in chosen.items() if e in truth.boxes]
     regions = {image: list(rows) for image, rows in proposals.by_image().items()}
+    known = [row for e, row in chosen.items() if e in truth.boxes and row.image_id in regions]  # a recipe may have no proposals
     hits = torch.tensor([_choices(row, regions[row.image_id], truth.boxes[row.expression_id]) for row in known], dtype=torch.float64)
     if not known:
         return {"count": 0, "images": 0}

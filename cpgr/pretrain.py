@@ -300,7 +300,8 @@ def train_prefixes(drawn, tokens, out: Path, steps: int, accelerator) -> None:
     from safetensors.torch import load_file
     from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
 
-    captioner, parts = load_blip2(str(out / "blip2"), str(out / "blip2-itm"), attention="eager")
+    loaded = load_blip2(str(out / "blip2"), str(out / "blip2-itm"), attention="eager")
+    captioner, parts = loaded.captioner, loaded.parts
     model = RegionBlip2(captioner, parts)
     model.load_state_dict({n: t.float() for n, t in load_file(out / "blip2" / "coordinates.safetensors").items()}, strict=False)
     llm_words, qformer_words = (AutoTokenizer.from_pretrained(out / name) for name in ("blip2", "blip2-itm"))

@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from .processes import is_main
+
 log = logging.getLogger("cpgr")
 
 LOG_EVERY_S = 30.0
 
 
 def track(items: Iterable, what: str, total: int | None = None) -> Iterator:
-    """Yield `items`, showing how many are done and how long the rest will take."""
+    """Yield `items`, showing how many are done and how long the rest will take (the main process alone shows it)."""
     if total is None:
         total = len(items)  # type: ignore[arg-type]
+    if not is_main():
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from _bar(items, what, total)
         return

@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import processes
 from .config import make_parser, name_configs, split_recipe
 from .errors import CpgrError
 
 log = logging.getLogger("cpgr")
 
-NOT_CONFIG = ("config", "out", "resume", "recipe")  # arguments of the command itself
+NOT_CONFIG = ("config", "base", "out", "resume", "recipe")  # arguments of the command itself
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") -> int:
@@ -26,14 +28,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") ->
     except ValueError:
         pass  # not in the main thread
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv), prog)
+        return processes.leave(_main(list(sys.argv[1:] if argv is None else argv), prog))
     except CpgrError as error:
         log.debug("", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return processes.leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from here", file=sys.stderr)
-        return 130
+        return processes.leave(130, "\nstopped; the same command with --resume goes on from here")
+    except Exception as error:
+        if processes.lost(error):
+            log.debug("", exc_info=True)
+            return processes.leave(3)  # the process that failed says why
+        if processes.count() > 1:
+            return processes.leave(1, f"{traceback.format_exc()}error: process {processes.index()} failed")
+        raise
 
 
 def _stop(*_) -> None:
@@ -46,10 +53,13 @@ def _main(argv: list[str], prog: str) -> int:
     name, rest = split_recipe(argv, recipes.RECIPES)
     recipe = recipes.load(name)
     parser = make_parser(recipe.Config, name, prog)
+    if any(arg.partition("=")[0] == "--base" for arg in rest):
+        raise CpgrError("base is said in a config file; on the command line give the config itself by --config")
     rest = name_configs(rest)
     given = parser.parse_args(rest)
     root = Path(given.out)
     saved = root / "config.yaml"
+    processes.wait()  # until all have looked, none goes on to write
     if given.resume:
         given = _resumed(parser, rest, saved)
     elif saved.exists():
@@ -73,6 +83,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     import torch
 
     from . import cycle, gallery, metrics, report
+    from .data import decoding
     from .data.readers import read_split
     from .data.records import Problems
     from .data.world import ensure_world
@@ -82,10 +93,11 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.precision)
-    if accelerator.num_processes > 1:  # the training loop shards its batches, but artefacts are written by every process
-        raise CpgrError("a run takes one process for now; start it with plain python")
-    log.info("recipe %s on %s, %s, %d threads", recipe.__name__.rpartition(".")[2], accelerator.device, accelerator.mixed_precision, torch.get_num_threads())
-    data = ensure_world(config.data, root / "world") if config.data.format == "scenes" else config.data
+    name, several = recipe.__name__.rpartition(".")[2], f"{processes.count()} processes, " if processes.count() > 1 else ""
+    log.info("recipe %s on %s, %s, %s%d threads", name, accelerator.device, accelerator.mixed_precision, several, torch.get_num_threads())
+    data = processes.by_main(ensure_world)(config.data, root / "world") if config.data.format == "scenes" else config.data
+    decoding.use(processes.by_main(decoding.choose)(config.data.decoder))
+    log.info("JPEG files are decoded by %s on the %s", decoding.current().name, decoding.current().device)
     problems = Problems(data.on_bad)
     train, train_truth = read_split(data, data.train_split, problems)
     evaluated = {s: read_split(data, s, problems) for s in _names(data.eval_split)}
@@ -93,7 +105,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.info("%s: %d images, %d expressions", split.name, len(split.images), len(split.expressions))
     if problems.skipped:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
-        (root / "skipped.txt").write_text("\n".join(str(e) for e in problems.skipped) + "\n")
+        processes.by_main((root / "skipped.txt").write_text)("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
     parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work")
     _keep(root / "config.yaml", text)
@@ -119,9 +131,10 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         return found
 
     cycle.run(parts, train, root, cycles=config.cycles, seed=config.seed, report=measure, validate=validate)
-    return report.write(root)
+    return processes.by_main(report.write)(root)
 
 
+@processes.by_main
 def _keep(path: Path, text: str) -> None:
     """Write the run's config once, whole or not at all."""
     if not path.exists():
@@ -183,12 +196,13 @@ def _flat(namespace):
 
 
 def _log_to(path: Path) -> None:
-    """The log goes to the terminal and, whole, to run.log."""
+    """The log goes to the terminal and, whole, to run.log; the main process alone writes it."""
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     log.setLevel(logging.INFO)
     for handler in list(log.handlers):
         log.removeHandler(handler)
-    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
+    log.propagate = processes.is_main()
+    for handler in (logging.StreamHandler(), logging.FileHandler(path)) if processes.is_main() else (logging.NullHandler(),):
         handler.setFormatter(form)
         log.addHandler(handler)
 
@@ -197,9 +211,13 @@ class _lock:
     """Two runs must not write one folder. The lock is the system's, so a killed run leaves none behind."""
 
     def __init__(self, root: Path):
-        self.path = root / ".lock"
+        self.path, self.file = root / ".lock", None
 
     def __enter__(self):
+        self._take()
+
+    @processes.by_main
+    def _take(self) -> None:
         import fcntl
 
         self.file = open(self.path, "w")  # noqa: SIM115 - held while the run lasts
@@ -209,7 +227,8 @@ class _lock:
             raise CpgrError(f"another run is writing {self.path.parent}") from None
 
     def __exit__(self, *_):
-        self.file.close()
+        if self.file:
+            self.file.close()
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
+from . import processes
+from .prefetch import ahead
 from .progress import track
 
 log = logging.getLogger("cpgr")
@@ -47,7 +49,7 @@ class TrainingConfig:
         falls: Shares of the training at which the rate falls.
         clip: Largest gradient norm; 0 does not clip.
         ema: Decay of the running average of weights that is validated and kept (0: the last weights are).
-        workers: Processes that load data.
+        prefetch: Batches that a thread beside the training loads ahead; 0 loads each when it is wanted.
         checkpoint_seconds: Seconds between saved states of a training in progress; 0 saves only on Ctrl-C.
         validate_every: Steps between validations, where the recipe allows model selection; 0 keeps the last weights.
     """
@@ -66,7 +68,7 @@ class TrainingConfig:
     falls: tuple[float, ...] = ()
     clip: float = 1.0
     ema: float = 0.0
-    workers: int = 0
+    prefetch: int = 2
     checkpoint_seconds: float = 300.0
     validate_every: int = 0
 
@@ -74,15 +76,15 @@ class TrainingConfig:
         return self.steps or self.epochs * max(1, size // min(self.batch_size, size))
 
 
-class Batches(Sampler):
+class Batches:
     """Indices of every batch from `first` on: each epoch a new shuffle, drawn from (seed, epoch) alone.
 
-    With several processes each takes its share of every batch, so the batch is the same whatever their number.
+    They are the same on every process; `processes.share_batch` says which of a batch's rows are whose.
     """
 
-    def __init__(self, size: int, batch_size: int, steps: int, seed: int, first: int = 0, rank: int = 0, world: int = 1):
+    def __init__(self, size: int, batch_size: int, steps: int, seed: int, first: int = 0):
         self.size, self.batch_size, self.steps, self.seed = size, min(batch_size, size), steps, seed
-        self.first, self.rank, self.world = first, rank, world
+        self.first = first
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -96,7 +98,7 @@ class Batches(Sampler):
                 generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
                 order = torch.randperm(self.size, generator=generator).tolist()
             start = step % per_epoch * self.batch_size
-            yield order[start : start + self.batch_size][self.rank :: self.world]
+            yield order[start : start + self.batch_size]
 
 
 def seed_everything(*parts) -> int:
@@ -114,7 +116,7 @@ def seed_everything(*parts) -> int:
 
 def make_accelerator(precision: str = "auto"):
     """accelerate's device, precision and processes. `auto` is bf16 where the hardware multiplies it, else fp32."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     if precision == "auto":
@@ -122,7 +124,10 @@ def make_accelerator(precision: str = "auto"):
     precision = {"fp32": "no"}.get(precision, precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # accelerate keeps one a process; a second run may want another precision
-    return Accelerator(mixed_precision=precision)
+    # A step may leave parameters unused: a batch without expressions of unknown region, an objective of weight 0.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    several_cpus = processes.count() > 1 and not torch.cuda.is_available()
+    return Accelerator(mixed_precision=precision, cpu=several_cpus, kwargs_handlers=[unused])
 
 
 def _fast_bf16() -> bool:
@@ -165,6 +170,10 @@ def train(
 ) -> History:
     """Train `model` in place; `model(batch)` returns a dict of scalar losses with their sum under `loss`.
 
+    A batch is `collate` of its rows of `data`; what it draws at random comes from Python's `random`, seeded by (seed,
+    step). With several processes every one is given the whole batch and returns its loss, unless `data` says how its rows may be
+    shared (`processes.share_batch`): losses and gradients are those of one process, up to rounding and what dropout draws.
+
     `work` holds the state of a training in progress; the caller removes it once it has saved what came of it. `groups` are AdamW's parameter
     groups (default: all trainable parameters, no decay on vectors). With `validate` and `validate_every`, the
     weights of the best validation are the ones kept.
@@ -178,25 +187,25 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     state = _State(model, optimizer, schedule, work / "training.pt", config.ema)
     state.restore()
-    batches = Batches(
-        len(data), config.batch_size, steps, seed, state.step, accelerator.process_index, accelerator.num_processes
-    )
-    # a generator of its own: the loader must not draw from the one that dropout uses, or a resumed run would differ
-    own = torch.Generator().manual_seed(seed)
-    loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=config.workers, generator=own)
+    batches = Batches(len(data), config.batch_size, steps, seed, state.step)
+    loaded = ahead(_load(data, collate, batches, seed), config.prefetch)
     model.train()
     saved = time.monotonic()
     try:
-        for batch in track(loader, what, len(batches)):
+        for batch, scale in track(loaded, what, len(batches)):
+            torch.manual_seed(_mixed(seed, state.step, processes.index()))  # a resumed run's dropout is that of a whole one
             with accelerator.autocast():
                 losses = wrapped(batch)
+            if scale != 1:
+                losses = {name: value * scale for name, value in losses.items()}
             accelerator.backward(losses["loss"])
+            shown = processes.mean(losses)
             if config.clip:
                 accelerator.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), config.clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            state.note(losses)
+            state.note(shown)
             if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
                 model.eval()
                 with state.averaged():
@@ -205,16 +214,35 @@ def train(
             if config.checkpoint_seconds and time.monotonic() - saved > config.checkpoint_seconds:
                 state.save(accelerator.is_main_process)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        state.save(accelerator.is_main_process)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if isinstance(error, KeyboardInterrupt) or processes.lost(error):
+            state.save(accelerator.is_main_process)
         raise
+    finally:
+        loaded.close()
     state.save(accelerator.is_main_process)  # until the caller has saved its artefact, the training is not lost
     state.finish()
     model.eval()
+    torch.manual_seed(seed)  # the same on every process again, and `torch.initial_seed()` the caller's
+    accelerator.free_memory()  # it would keep every trained model until the run ends
     accelerator.wait_for_everyone()
     if not all(math.isfinite(values[-1]) for values in state.history.losses.values() if values):
         raise FloatingPointError(f"{what}: the loss is not finite; lower the learning rate or use --precision fp32")
     return state.history
+
+
+def _load(data: Dataset, collate: Callable, batches: Batches, seed: int):
+    """Every batch as `collate` makes it, and what its loss is multiplied by."""
+    for step, indices in enumerate(batches, batches.first):
+        random.seed(_mixed(seed, step))
+        rows, scale = processes.share_batch(data, indices)
+        yield collate([data[i] for i in rows]), scale
+
+
+def _mixed(*parts: int) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig, pretrained: Callable[[str], bool] = lambda name: False):
@@ -246,7 +274,7 @@ def _rate(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 class _State:
-    """Everything a training in progress is: trained weights, optimiser, schedule, random states, history."""
+    """Everything a training in progress is: trained weights, optimiser, schedule, history. Random numbers come from the step."""
 
     def __init__(self, model, optimizer, schedule, path: Path, ema: float):
         self.model, self.optimizer, self.schedule, self.path, self.ema = model, optimizer, schedule, path, ema
@@ -259,11 +287,11 @@ class _State:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         return {name: v.detach().clone() for name, v in {**trained, **dict(self.model.named_buffers())}.items()}
 
-    def note(self, losses: dict[str, torch.Tensor]) -> None:
+    def note(self, losses: dict[str, float]) -> None:
         self._average()
         self.step += 1
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % self.history.every == 0:
             for name, total in self.sums.items():
                 self.history.losses.setdefault(name, []).append(total / self.history.every)
@@ -313,8 +341,6 @@ class _State:
             "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best, "average": self.average,
             "history": [self.history.every, self.history.losses, self.history.validation],
-            "torch": torch.get_rng_state(), "python": random.getstate(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
         try:
@@ -334,12 +360,4 @@ class _State:
         self.schedule.load_state_dict(saved["schedule"])
         self.step, self.sums, self.best, self.average = saved["step"], saved["sums"], saved["best"], saved["average"]
         self.history = History(*saved["history"])
-        torch.set_rng_state(saved["torch"])
-        random.setstate(_as_tuple(saved["python"]))
-        if saved["cuda"]:
-            torch.cuda.set_rng_state_all(saved["cuda"])
         log.info("going on at step %d", self.step)
-
-
-def _as_tuple(value):
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import CpgrError
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -13,6 +16,16 @@ BUILTIN = Path(__file__).parent / "builtin"
 def located(name: str, builtin: str) -> str:
     """A model's name or folder, `builtin` standing for the weights shipped with the package."""
     return str(BUILTIN / builtin) if name == "builtin" else name
+
+
+@contextmanager
+def opened(*names: str):
+    """Around the loading of checkpoints: one that is not there is a mistake the user can mend."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CpgrError(f"{', '.join(names)}: cannot be loaded: {first[:300]} (cpgr doctor --config says what a run lacks and where to get it)") from error
 
 
 def clean(text: str) -> str:

@@ -14,8 +14,8 @@ def test_a_few_steps_of_everything(tmp_path):
     main(["--out", str(tmp_path), "--images", "40", *steps])
     made, shipped = ({str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} for root in (tmp_path, BUILTIN))
     assert made == shipped
-    model, parts = load_blip2(str(tmp_path / "blip2"), str(tmp_path / "blip2-itm"))
-    assert model.config.num_query_tokens == 8 and set(parts) == {"embeddings", "vision_projection", "text_projection", "itm_head"}
+    loaded = load_blip2(str(tmp_path / "blip2"), str(tmp_path / "blip2-itm"))
+    assert loaded.captioner.config.num_query_tokens == 8 and set(loaded.parts) == {"embeddings", "vision_projection", "text_projection", "itm_head"}
 
 
 def test_the_shipped_models_are_small():

@@ -10,7 +10,7 @@ COMMANDS = {
     "labels": "show the labels a run made, or export them for other code",
     "report": "write a run's report again, from its folder",
     "scenes": "write a data set of the built-in world",
-    "doctor": "say what is installed, what runs, and why",
+    "doctor": "say what is installed, what runs, and why; what a run of a config lacks",
 }
 
 

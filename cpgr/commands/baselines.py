@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 raise CpgrError(f"the split {name!r} of {data.root} has no true boxes to measure by")
             seed_everything(config.seed, 1, "baselines")
             proposals = parts.propose(split)
-            basic = parts.generator.generate(split.images, proposals)
+            basic = parts.generator.generate(split, proposals)
             refined = parts.refiner.refine(basic, proposals, split, parts.generator, None)
             found[name] = pairing_baselines(proposals, refined, truth) | {"regions": len(proposals)}
             tables = [whole + _apart(rows, name) for whole, rows in zip(tables, (proposals, refined), strict=True)]

@@ -29,6 +29,8 @@ ESSENTIAL = {
 # Distribution names that give the same module -> module, what it is for, how to get it.
 OPTIONAL = {
     ("onnxruntime", "onnxruntime-gpu"): ("onnxruntime", "detectors in ONNX files", 'pip install "cpgr[onnx]"'),
+    ("simplejpeg",): ("simplejpeg", "faster decoding of JPEG files", 'pip install "cpgr[decode]"'),
+    ("nvidia-dali-cuda130", "nvidia-dali-cuda120"): ("nvidia.dali", "decoding of JPEG files on a GPU", 'pip install "cpgr[dali]"'),
     ("flash-attn",): ("flash_attn", "flash attention in the models", "pip install flash-attn --no-build-isolation"),
 }
 
@@ -41,7 +43,7 @@ def examine() -> dict[str, list[dict]]:
     """Every check's items, by section."""
     return {
         "packages": packages(), "optional_packages": optional(), "device": _guarded(device), "kernels": _guarded(kernels),
-        "attention": _guarded(attention), "shipped_weights": weights(),
+        "attention": _guarded(attention), "decoding": _guarded(decoding), "shipped_weights": weights(),
     }  # fmt: skip
 
 
@@ -165,6 +167,22 @@ def attention() -> list[dict]:
         items.append(item("cpgr", True, "can run", "attention maps from any model"))
     except ImportError as error:
         items.append(item("cpgr", None, "cannot run", _short(error)))
+    return items
+
+
+def decoding() -> list[dict]:
+    """What decodes JPEG files, at which speed here, and what `--data.decoder auto` takes and why."""
+    from ..data import decoding as engines
+
+    chosen, items = engines.choose(), []
+    for name in engines.ENGINES:
+        if why := engines.missing(name):
+            items.append(item(name, None, "cannot run", why))
+            continue
+        engine = engines.make(name)
+        note = "in force: the fastest" if name == chosen else "on a CPU where it is named alone" if name == "dali" else "slower"
+        speed = engines.rates().get(name) or engines.rate(engine)
+        items.append(item(name, True, f"{speed:.0f} images of 640 x 480 a second on the {engine.device}", note))
     return items
 
 

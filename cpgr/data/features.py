@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from ..processes import count, joined, share
 from ..progress import track
 from ..regions import Frame
+from . import decoding
 from .records import Image
 
 log = logging.getLogger("cpgr")
@@ -17,13 +21,18 @@ log = logging.getLogger("cpgr")
 
 def load_frames(images: Sequence[Image], size: int, mode: str, fill: tuple[int, int, int] = (0, 0, 0)) -> torch.Tensor:
     """Decode images into a network's frame: uint8 [B, 3, size, size], RGB; `fill` colours a letterbox's padding."""
-    from .images import open_image, to_frame
+    from .images import as_picture, decode_images, to_frame
 
-    frames = []
-    for image in images:
-        picture = open_image(image.path, record=image.image_id)
-        frames.append(torch.as_tensor(to_frame(picture, Frame(size, image.width, image.height, mode), fill=fill)))
-    return torch.stack(frames)
+    def load(some: Sequence[Image]) -> list[torch.Tensor]:
+        decoded = decode_images([(image.path, image.image_id) for image in some])
+        pictures = [p if isinstance(p, torch.Tensor) else as_picture(p) for p in decoded]
+        return [to_frame(p, Frame(size, image.width, image.height, mode), fill=fill) for p, image in zip(pictures, some, strict=True)]
+
+    threads = torch.get_num_threads()
+    if threads == 1 or decoding.current().name == "dali":  # which has threads of its own
+        return torch.stack(load(images))
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.stack([frame for frames in pool.map(lambda image: load([image]), images) for frame in frames])
 
 
 def load_crops(crops: Sequence[tuple[Image, list[float]]], size: int) -> torch.Tensor:
@@ -62,11 +71,15 @@ class FeatureStore:
         """Encode the images that are not stored yet."""
         missing = [image for image_id, image in images.items() if image_id not in self.memory and image_id not in self.offsets]
         chunks = [missing[i : i + self.batch] for i in range(0, len(missing), self.batch)]
-        for chunk in track(chunks, what):
-            with torch.no_grad():
-                features = self.encode(load_frames(chunk, self.size, self.mode, self.fill)).cpu()
-            for image, feature in zip(chunk, features, strict=True):
-                self._put(image.image_id, feature.contiguous())
+        rounds = [chunks[i : i + count()] for i in range(0, len(chunks), count())]
+        for some in track(rounds, what):  # a chunk for each process, and everybody keeps all of them
+            for chunk, features in joined([(chunk, self._encoded(chunk)) for chunk in share(some)]):
+                for image, feature in zip(chunk, features, strict=True):
+                    self._put(image.image_id, feature.contiguous())
+
+    @torch.no_grad()
+    def _encoded(self, images: Sequence[Image]) -> torch.Tensor:
+        return self.encode(load_frames(images, self.size, self.mode, self.fill)).cpu()
 
     def __getitem__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Features of the images, [B, ...], in the order of the ids."""
@@ -82,7 +95,7 @@ class FeatureStore:
             import tempfile
 
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as the store
+            self.file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115 - lives as long as the store
             log.info("image features beyond %d MB go to disk in %s", self.budget >> 20, self.folder)
         self.offsets[image_id] = self.file.seek(0, 2)
         self.file.write(feature.view(torch.uint8).numpy().tobytes())
@@ -90,7 +103,6 @@ class FeatureStore:
     def _get(self, image_id: str) -> torch.Tensor:
         if image_id in self.memory:
             return self.memory[image_id]
-        self.file.seek(self.offsets[image_id])
         size = self.shape.numel() * self.dtype.itemsize
-        data = bytearray(self.file.read(size))
+        data = bytearray(os.pread(self.file.fileno(), size, self.offsets[image_id]))  # threads may read side by side
         return torch.frombuffer(data, dtype=self.dtype).view(self.shape)

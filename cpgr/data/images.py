@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import DataError
 from ..regions import Frame
+from . import decoding
 
 MAX_PIXELS = 100_000_000
 # Only formats that Pillow decodes itself: an EPS file, for one, would be handed to Ghostscript to run.
@@ -66,6 +71,27 @@ def check_image(path: str | Path, *, record: str = "", max_pixels: int = MAX_PIX
         return size
 
 
+def decode_images(files: Sequence[tuple[str | Path, str]], *, max_pixels: int = MAX_PIXELS) -> list:
+    """Decode image files, each given with its record's name, by the engine in force (`decoding`), several at once.
+
+    Each becomes its pixels, uint8 [H, W, 3] RGB (a numpy array; a tensor where the engine leaves them on a GPU), or a
+    PIL image where it was Pillow's to decode. Errors as `open_image`.
+    """
+    engine = decoding.current()
+    read = [_plain_jpeg(engine, path, max_pixels) for path, _ in files]
+    plain = [i for i, data in enumerate(read) if data is not None]
+    found: list = [None] * len(files)
+    try:
+        for i, pixels in zip(plain, engine.decode([read[i] for i in plain]) if plain else (), strict=True):
+            found[i] = pixels
+    except Exception:  # some file of the batch is bad: Pillow says which, or reads it after all
+        pass
+    for i, (path, record) in enumerate(files):
+        if found[i] is None:
+            found[i] = _open_by_pillow(path, record, max_pixels)
+    return found
+
+
 def open_image(path: str | Path, *, record: str = "", max_pixels: int = MAX_PIXELS):
     """Decode an image file to an RGB PIL image, in the orientation of its stored pixels.
 
@@ -73,6 +99,39 @@ def open_image(path: str | Path, *, record: str = "", max_pixels: int = MAX_PIXE
     white. A missing, empty, truncated or foreign file, and one of more than `max_pixels` pixels (refused before
     anything is decoded), raise `DataError` naming the file and `record`.
     """
+    return as_picture(*decode_images([(path, record)], max_pixels=max_pixels))
+
+
+def as_picture(pixels):
+    """What `decode_images` gave as a PIL image."""
+    from PIL import Image as pil
+
+    if isinstance(pixels, pil.Image):
+        return pixels
+    return pil.fromarray(pixels if isinstance(pixels, np.ndarray) else pixels.cpu().numpy())
+
+
+def _plain_jpeg(engine: decoding.Engine, path: str | Path, max_pixels: int) -> bytes | None:
+    """The bytes of a JPEG file that the engine is to decode; None for any other file, good or bad."""
+    if engine.name == "pillow":
+        return None
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or file.read(2) != b"\xff\xd8":
+                return None
+            file.seek(0)
+            data = file.read()
+        size = engine.header(data)
+    except Exception:
+        return None
+    return data if size and size[0] * size[1] <= max_pixels else None
+
+
+def _without_waiting(path, flags):
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would keep us waiting for ever
+
+
+def _open_by_pillow(path: str | Path, record: str, max_pixels: int):
     with _guarded(path, record, max_pixels) as image:
         image.load()
         return _to_rgb(image)
@@ -81,7 +140,8 @@ def open_image(path: str | Path, *, record: str = "", max_pixels: int = MAX_PIXE
 def to_frame(image, frame: Frame, *, resample: str = "bilinear", fill: tuple[int, int, int] = (0, 0, 0)):
     """The picture as a network sees it: uint8 tensor [3, size, size].
 
-    `image` is an RGB PIL image of the frame's `width` x `height`. `resample` is bilinear or bicubic (antialiased);
+    `image` is an RGB PIL image of the frame's `width` x `height`, or its pixels as a tensor [H, W, 3], framed where they lie: the
+    same geometry, values that rounding may move by one. `resample` is bilinear or bicubic (antialiased);
     `fill` colours a letterbox's padding: black, or the mean colour that the network's normalisation subtracts.
     """
     import torch
@@ -90,8 +150,11 @@ def to_frame(image, frame: Frame, *, resample: str = "bilinear", fill: tuple[int
     filters = {"bilinear": pil.Resampling.BILINEAR, "bicubic": pil.Resampling.BICUBIC}
     if resample not in filters:
         raise ValueError(f"resample is {resample!r}; it is one of {sorted(filters)}")
-    if image.size != (frame.width, frame.height):
-        raise ValueError(f"the image is {image.size}, the frame is made for {(frame.width, frame.height)}")
+    given = (image.shape[1], image.shape[0]) if isinstance(image, torch.Tensor) else image.size
+    if given != (frame.width, frame.height):
+        raise ValueError(f"the image is {given}, the frame is made for {(frame.width, frame.height)}")
+    if isinstance(image, torch.Tensor):
+        return _tensor_to_frame(image, frame, resample, fill)
     left, top, width, height = frame.content
     picture = image if image.size == (width, height) else image.resize((width, height), filters[resample])
     if (width, height) != (frame.size, frame.size):
@@ -101,6 +164,20 @@ def to_frame(image, frame: Frame, *, resample: str = "bilinear", fill: tuple[int
     # bytearray: torch wants memory that it may write to, and one copy is made either way.
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return pixels.view(frame.size, frame.size, 3).permute(2, 0, 1).contiguous()
+
+
+def _tensor_to_frame(pixels, frame: Frame, resample: str, fill: tuple[int, int, int]):
+    import torch
+
+    left, top, width, height = frame.content
+    picture = pixels.permute(2, 0, 1)[None]
+    for shape in ((picture.shape[2], width), (height, width)):  # rows, then columns, rounded after each, as Pillow does
+        if tuple(picture.shape[2:]) != shape:
+            scaled = torch.nn.functional.interpolate(picture.float(), shape, mode=resample, antialias=True)
+            picture = scaled.round().clamp(0, 255).to(torch.uint8)
+    out = torch.tensor(fill, dtype=torch.uint8, device=pixels.device)[:, None, None].repeat(1, frame.size, frame.size)
+    out[:, top : top + height, left : left + width] = picture[0]
+    return out
 
 
 class _guarded:
@@ -158,7 +235,6 @@ def _to_rgb(image):
     from PIL import Image as pil
 
     if image.mode.startswith("I"):
-        import numpy as np
 
         # convert() would clip 16-bit values at 255 and give a white picture.
         pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8

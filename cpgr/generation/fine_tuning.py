@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from ..labels import Label, LabelTable
+from ..processes import Rowwise
 from ..vocabulary import clean
 from .objectives import latent_losses, region_losses
+
+PASSES = ("read", "regions", "text_features", "text_log_likelihood", "language_loss")  # row by row: R rows in, R rows out
 
 
 class Groups(torch.utils.data.Dataset):
@@ -79,6 +82,8 @@ class FineTuning(nn.Module):
     def __init__(self, generator):
         super().__init__()
         self.model, self.config = generator.model, generator.config
+        # A row's loss hangs on the others (contrast, negatives), so every process has all of a batch and shares the passes.
+        self.shared = Rowwise(self.model, PASSES)
 
     def train(self, mode: bool = True):
         super().train(False)  # RegionBLIP keeps the frozen base's dropout off; LoRA's own stays
@@ -90,9 +95,9 @@ class FineTuning(nn.Module):
     def forward(self, batch: dict) -> dict:
         losses = {}
         if "regions" in batch:
-            losses |= region_losses(self.model, **batch["regions"])
+            losses |= region_losses(self.shared, **batch["regions"])
         if "latent" in batch:
-            losses |= latent_losses(self.model, **batch["latent"])
+            losses |= latent_losses(self.shared, **batch["latent"])
         config = self.config
         weight = {"itg_latent": config.loss_latent, "itc_latent": config.loss_latent}
         total = sum(value * weight.get(name, getattr(config, f"loss_{name}", 1.0)) for name, value in losses.items())

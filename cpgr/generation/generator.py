@@ -14,10 +14,11 @@ from ..data.features import FeatureStore, load_crops
 from ..data.records import Expression, Split
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
+from ..processes import joined, share
 from ..progress import track
 from ..stages import Images
-from ..training import parameter_groups, train
-from ..vocabulary import batches, clean, extend, located
+from ..training import parameter_groups, seed_everything, train
+from ..vocabulary import batches, clean, extend, located, opened
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
 from .objectives import Texts
@@ -42,9 +43,15 @@ class Blip2Generator:
         from transformers import AutoTokenizer
 
         config = self.config
+        if {config.weights, self.accelerator.mixed_precision} in ({"float16", "bf16"}, {"bfloat16", "fp16"}):
+            raise CpgrError(f"generation.weights is {config.weights}, precision {self.accelerator.mixed_precision}: take one half precision")
         names = located(config.captioner, "blip2"), located(config.matcher, "blip2-itm")
-        self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
-        captioner, parts = load_blip2(*names, attention=config.attention)
+        with opened(*names):
+            self.llm_words, self.words = (AutoTokenizer.from_pretrained(name) for name in names)
+            loaded = load_blip2(
+                *names, attention=config.attention, itg_head=config.itg_head, weights=config.weights, device=self.accelerator.device
+            )
+        captioner, parts = loaded.captioner, loaded.parts
         if self.words.bos_token is None:
             self.words.add_special_tokens({"bos_token": "[DEC]"})
         added = (
@@ -61,6 +68,8 @@ class Blip2Generator:
                     parameter = self.model.get_parameter(name)
                     parameter[tuple(map(slice, value.shape))] = value.to(parameter.dtype)  # new words keep a zero bias
         self.model.add_lora(config.lora)
+        if config.gradient_checkpointing:
+            self.model.checkpoint_gradients()
         for embedding, new in ((self.model.blip2.language_model.get_input_embeddings(), added[0]), (parts["embeddings"].word_embeddings, added[1])):
             embedding.weight.requires_grad_(new > 0)  # words the checkpoint has never seen must be learnt
         if not config.coordinates:
@@ -79,8 +88,9 @@ class Blip2Generator:
         """Image features [B, S, V] of uint8 frames: once an image, whatever the number of its regions."""
         pixels = clip_pixels(frames).to(self.accelerator.device)
         stretched = self.store.size != self.model.blip2.config.vision_config.image_size
+        encoder = self.model.blip2.vision_model
         with self.accelerator.autocast():
-            return self.model.blip2.vision_model(pixels, interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
+            return encoder(pixels.to(encoder.dtype), interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
 
     def save(self, folder: Path) -> None:
         """PEFT's adapter, the other trained tensors, and the two vocabularies."""
@@ -139,9 +149,16 @@ class Blip2Generator:
 
     def targets(self, texts: Sequence[str]):
         """Right-padded ids and mask of the expressions, each with the end token the captioner was trained with."""
+        end = [self.end_token]
+        return self._pad([self.llm_words(clean(t), add_special_tokens=False)["input_ids"] + end for t in texts], left=False)
+
+    @property
+    def end_token(self) -> int:
+        """What ends a text: BLIP-2's OPT was trained to end captions by a line break (50118), not by OPT's own </s>."""
         end = self.model.blip2.generation_config.eos_token_id
-        end = end if isinstance(end, int) else self.llm_words.eos_token_id
-        return self._pad([self.llm_words(clean(t), add_special_tokens=False)["input_ids"] + [end] for t in texts], left=False)
+        end = end[0] if isinstance(end, (list, tuple)) and end else end
+        end = getattr(self.model.blip2.config.text_config, "eos_token_id", None) if end is None else end
+        return self.llm_words.eos_token_id if end is None else end
 
     def _pad(self, rows: list[list[int]], left: bool):
         longest, fill = max(1, max(map(len, rows))), self.llm_words.pad_token_id or 0
@@ -201,11 +218,17 @@ class Blip2Generator:
         rows: list[Label] = []
         common = {
             "max_new_tokens": decoding.max_new_tokens, "min_new_tokens": decoding.min_new_tokens,
-            "pad_token_id": self.llm_words.pad_token_id or 0,
+            "pad_token_id": self.llm_words.pad_token_id or 0, "eos_token_id": self.end_token,
         }  # fmt: skip
-        # rows of like prefix length stand together, so that little of a batch is padding
-        ordered = sorted(proposals, key=lambda row: (len(row.words), row.image_id, row.region_id))
-        for chunk in track(list(batches(ordered, decoding.batch_size)), "writing expressions"):
+        if decoding.cache == "static":
+            common["cache_implementation"] = "static"
+        ordered = list(proposals)
+        if decoding.by_length:  # rows of like prefix length stand together, so that little of a batch is padding
+            length = {words: len(self.llm_words.tokenize(clean(words))) for words in {row.words for row in ordered}}
+            ordered.sort(key=lambda row: (length[row.words], row.image_id, row.region_id))
+        seed = torch.initial_seed()
+        for number, chunk in track(share(list(enumerate(batches(ordered, decoding.batch_size)))), "writing expressions"):
+            seed_everything(seed, number)  # whichever process writes it
             with torch.no_grad(), self.accelerator.autocast():
                 queries = self.model.regions(self._features([r.image_id for r in chunk]), self.boxes(chunk))
                 prompt, mask = self.prompts(chunk)
@@ -219,7 +242,7 @@ class Blip2Generator:
                     rows.append(replace(row, expression=clean(text), kind="generated", scores=dict(row.scores)))
         seen: set[tuple] = set()
         distinct = []
-        for row in rows:
+        for row in joined(rows):
             key = (row.image_id, row.region_id, row.expression)
             if row.expression and key not in seen:
                 seen.add(key)
@@ -233,7 +256,7 @@ class Blip2Generator:
             self.build([row.expression for row in labels])
         chances: dict[int, float] = {}
         order = sorted(range(len(labels)), key=lambda i: labels[i].image_id)  # an image is decoded for all its labels
-        for chunk in track(list(batches(order, self.config.decoding.batch_size)), "matching crops"):
+        for chunk in track(share(list(batches(order, self.config.decoding.batch_size))), "matching crops"):
             rows = [labels[i] for i in chunk]
             texts = self.qformer_texts([row.expression for row in rows])
             with self.accelerator.autocast():
@@ -241,6 +264,7 @@ class Blip2Generator:
                 queries, _ = self.model.read(image, None, texts.ids, texts.mask, causal=False)
                 found = self.model.match_logits(queries).softmax(-1)[:, 1]
             chances.update(zip(chunk, found.tolist(), strict=True))
+        chances = joined(chances)
         return [chances[i] for i in range(len(labels))]
 
     @torch.no_grad()
@@ -252,7 +276,7 @@ class Blip2Generator:
         regions = proposals.by_image()
         found: dict[str, dict[str, torch.Tensor]] = {"itg": {}, "itc": {}}
         asked = [e for e in expressions if e.image_id in regions]
-        for chunk in track(list(batches(asked, 48)), "judging expressions"):
+        for chunk in track(share(list(batches(asked, 48))), "judging expressions"):
             rows = [row for e in chunk for row in regions[e.image_id]]
             counts = [len(regions[e.image_id]) for e in chunk]
             which = torch.repeat_interleave(torch.arange(len(chunk)), torch.tensor(counts)).to(self.accelerator.device)
@@ -267,7 +291,7 @@ class Blip2Generator:
             for name, scores in (("itg", likelihood), ("itc", similar)):
                 for e, part in zip(chunk, scores.float().cpu().split(counts), strict=True):
                     found[name][e.expression_id] = part
-        return found
+        return joined(found)
 
 
 def _resize(language_model, embeddings, llm_words, words) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..processes import from_main
 from .region_blip2 import RegionBlip2
 
 
@@ -57,19 +58,25 @@ def hard_negatives(similarity: torch.Tensor, same: torch.Tensor) -> torch.Tensor
     chance = chance.masked_fill(same, 0)
     some = chance.sum(-1) > 0
     chance = torch.where(some[:, None], chance, torch.ones_like(chance))
-    return torch.where(some, torch.multinomial(chance, 1).squeeze(1), -1)
+    return from_main(torch.where(some, torch.multinomial(chance, 1).squeeze(1), -1))
+
+
+def matching_pairs(similarity: torch.Tensor, same: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regions and texts that ITM tells apart: the R pairs first, then a hard negative text of each region and a hard negative
+    region of each text, where there are any."""
+    with torch.no_grad():
+        text_for = hard_negatives(similarity, same)
+        region_for = hard_negatives(similarity.t(), same.t())
+    rows = torch.arange(len(similarity), device=similarity.device)
+    regions = torch.cat([rows, rows[text_for >= 0], region_for[region_for >= 0]])
+    return regions, torch.cat([rows, text_for[text_for >= 0], rows[region_for >= 0]])
 
 
 def matching(model: RegionBlip2, image, boxes, texts: Texts, similarity, same) -> torch.Tensor:
     """L_ITM: every pair, and per pair a hard negative text and a hard negative region, each with its own queries."""
-    with torch.no_grad():
-        text_for = hard_negatives(similarity, same)
-        region_for = hard_negatives(similarity.t(), same.t())
-    rows = torch.arange(len(image), device=image.device)
-    regions = torch.cat([rows, rows[text_for >= 0], region_for[region_for >= 0]])
-    words = torch.cat([rows, text_for[text_for >= 0], rows[region_for >= 0]])
+    regions, words = matching_pairs(similarity, same)
     queries, _ = model.read(image[regions], boxes[regions], texts.ids[words], texts.mask[words], causal=False)
-    target = (torch.arange(len(regions), device=image.device) < len(rows)).long()
+    target = (torch.arange(len(regions), device=image.device) < len(image)).long()
     # one positive to two negatives, as BLIP-2 draws them: the mean over all is its loss
     return F.cross_entropy(model.match_logits(queries), target)
 

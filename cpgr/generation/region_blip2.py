@@ -6,11 +6,14 @@ Sections of the papers: BLIP-2 3.1 (the three Q-Former objectives and their mask
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 QFORMER_LORA = r".*qformer\.encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|value)"
 LLM_LORA = r".*language_model\..*\.(q_proj|v_proj|SelfAttention\.q|SelfAttention\.v|EncDecAttention\.q|EncDecAttention\.v)"
@@ -70,8 +73,11 @@ class RegionBlip2(nn.Module):
         self.region_queries = nn.Parameter(captioner.query_tokens.detach().clone().float())
         self.coordinates = CoordinateEmbedding(width)
         self.temperature = nn.Parameter(torch.tensor(0.07))
-        # ITG's head: tied to the word embeddings, a bias of its own (LAVIS keeps one; neither checkpoint holds it)
+        # ITG's head is tied to the word embeddings; its bias is LAVIS's where its head was given, else zero
         self.word_bias = nn.Parameter(torch.zeros(parts["embeddings"].word_embeddings.num_embeddings))
+        if "itg_head" in parts:
+            known = parts["itg_head"].bias
+            self.word_bias.data[: len(known)] = known.detach()  # words added since keep a zero bias
 
     @property
     def blip2(self):
@@ -93,6 +99,18 @@ class RegionBlip2(nn.Module):
         for part in (self.parts["vision_projection"], self.parts["text_projection"], self.parts["itm_head"], self.blip2.language_projection):
             part.requires_grad_(True)
 
+    def checkpoint_gradients(self) -> None:
+        """Keep no activations inside the layers of Q-Former and language model: they are computed again in the backward
+        pass. (transformers' own switch works in training mode only, in which the frozen base's dropout would be on.)"""
+        model = self.blip2.language_model
+        stacks = [self.blip2.qformer.encoder.layer]
+        if self.blip2.config.use_decoder_only_language_model:
+            stacks.append(model.get_decoder().layers)
+        else:
+            stacks += [model.encoder.block, model.decoder.block]
+        for layer in (layer for stack in stacks for layer in stack):
+            layer.forward = partial(_recomputed, layer.forward)
+
     # -- Q-Former -----------------------------------------------------------------------------------------------
 
     def queries(self, boxes: torch.Tensor | None, count: int) -> torch.Tensor:
@@ -101,10 +119,17 @@ class RegionBlip2(nn.Module):
             return self.blip2.query_tokens.expand(count, -1, -1)
         return self.region_queries + self.coordinates(boxes)[:, None]
 
+    def qformer(self, **inputs) -> torch.Tensor:
+        """The Q-Former's last states. Under fp16 autocast it stays in fp32: its activations overflow fp16 and every loss is
+        then NaN (LAVIS issues 111 and 267). bf16 has fp32's range."""
+        kind = self.region_queries.device.type
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        with torch.autocast(kind, enabled=False) if half else nullcontext():
+            return self.blip2.qformer(**inputs).last_hidden_state
+
     def regions(self, image: torch.Tensor, boxes: torch.Tensor | None) -> torch.Tensor:
         """Query outputs [R, K, D] of image features [R, S, V]."""
-        out = self.blip2.qformer(query_embeds=self.queries(boxes, len(image)), encoder_hidden_states=image)
-        return out.last_hidden_state
+        return self.qformer(query_embeds=self.queries(boxes, len(image)), encoder_hidden_states=image)
 
     def read(self, image, boxes, ids, mask, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass over queries and text: (query outputs [R, K, D], text outputs [R, T, D]).
@@ -121,15 +146,13 @@ class RegionBlip2(nn.Module):
             seen[:, :, :count, count:] = False
             seen[:, :, count:, count:] &= torch.ones(words, words, dtype=torch.bool, device=ids.device).tril()
         bias = torch.zeros(seen.shape, dtype=sequence.dtype, device=ids.device).masked_fill(~seen, torch.finfo(sequence.dtype).min)
-        out = self.blip2.qformer(
-            query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image
-        ).last_hidden_state
+        out = self.qformer(query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image)
         return out[:, :count], out[:, count:]
 
     def text_features(self, ids, mask) -> torch.Tensor:
         """ITC's text side: unit vectors [R, P] of the first token's output, text alone."""
         embedded = self.parts["embeddings"](input_ids=ids)
-        out = self.blip2.qformer(query_embeds=embedded, query_length=0, attention_mask=mask).last_hidden_state
+        out = self.qformer(query_embeds=embedded, query_length=0, attention_mask=mask)
         return F.normalize(self.parts["text_projection"](out[:, 0]).float(), dim=-1)
 
     def region_features(self, queries: torch.Tensor) -> torch.Tensor:
@@ -146,6 +169,7 @@ class RegionBlip2(nn.Module):
 
     def text_log_likelihood(self, text: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """ITG: log p of every next token [R, T - 1], 0 at padding, from the causal pass's text outputs."""
+        text = self.parts["itg_head"](text) if "itg_head" in self.parts else text
         logits = F.linear(text[:, :-1], self.parts["embeddings"].word_embeddings.weight, self.word_bias).float()
         nats = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         return -nats * mask[:, 1:]
@@ -169,12 +193,15 @@ class RegionBlip2(nn.Module):
             inputs, mask = _pad_first(soft, embed(prompt), prompt_mask)
             inputs = torch.cat([inputs, embed(target)], 1)
             mask = torch.cat([mask, target_mask], 1)
-            logits = self.blip2.language_model(inputs_embeds=inputs, attention_mask=mask, position_ids=_positions(mask)).logits
-            logits = logits[:, -target.shape[1] - 1 : -1]
+            # logits of the target alone: those of every position, 50,000 words wide, would be most of a step's memory
+            count = target.shape[1] + 1
+            logits = self.blip2.language_model(
+                inputs_embeds=inputs, attention_mask=mask, position_ids=_positions(mask), use_cache=False, logits_to_keep=count
+            ).logits[:, :-1]
         else:
             inputs, mask = _pad_first(soft, embed(prompt), prompt_mask)
             labels = target.masked_fill(target_mask == 0, -100)
-            logits = self.blip2.language_model(inputs_embeds=inputs, attention_mask=mask, labels=labels).logits
+            logits = self.blip2.language_model(inputs_embeds=inputs, attention_mask=mask, labels=labels, use_cache=False).logits
         nats = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none") * target_mask
         return nats.sum(1) / target_mask.sum(1).clamp(min=1)
 
@@ -190,6 +217,13 @@ class RegionBlip2(nn.Module):
     def own_state(self) -> dict[str, torch.Tensor]:
         """Trainable tensors outside the LoRA adapter (queries, e(b), projections, heads)."""
         return {n: p.detach().cpu().contiguous() for n, p in self.named_parameters() if p.requires_grad and "lora_" not in n}
+
+
+def _recomputed(forward, *args, **kwargs):
+    """`forward` under activation checkpointing where a gradient is wanted."""
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)
 
 
 def _pad_first(soft, prompt, prompt_mask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..training import TrainingConfig
 from .region_blip2 import LoraSettings
@@ -20,6 +21,8 @@ class DecodingConfig:
         max_new_tokens: Longest expression in tokens (soft prompt and prefix not counted).
         min_new_tokens: Shortest expression in tokens.
         batch_size: Regions decoded together.
+        by_length: Decode regions with prefixes of like length together, so that little of a batch is padding.
+        cache: Key-value cache: `dynamic`, or `static` (of fixed size; on a GPU transformers then compiles the decoding step).
     """
 
     beams: int = 5
@@ -28,6 +31,8 @@ class DecodingConfig:
     max_new_tokens: int = 30
     min_new_tokens: int = 1
     batch_size: int = 64
+    by_length: bool = True
+    cache: Literal["dynamic", "static"] = "dynamic"
 
 
 @dataclass
@@ -37,8 +42,14 @@ class GenerationConfig:
     Attributes:
         captioner: `builtin`, or the name or folder of a `Blip2ForConditionalGeneration` checkpoint.
         matcher: `builtin`, or the name or folder of a `Blip2ForImageTextRetrieval` checkpoint (text branch, ITM, ITC).
-        attention: transformers' attention inside BLIP-2: `sdpa`, `eager` (faster at the built-in world's sizes on a CPU), or
-            `flash_attention_2` where flash-attn is installed (the Q-Former, kept in fp32, then takes sdpa).
+        itg_head: LAVIS's `blip2_pretrained.pth`, for ITG's head, which is in neither checkpoint; empty: tied to the word embeddings,
+            and fresh.
+        weights: Type of the frozen image encoder and language model: `float32`, `bfloat16` (half the memory) or `float16`. The
+            Q-Former and all that is trained stay in float32.
+        attention: transformers' attention inside BLIP-2: `sdpa`, `eager` (faster at the built-in world's sizes on a CPU),
+            `flash_attention_2` (needs flash-attn, a GPU and half-precision weights; the Q-Former, kept in fp32, takes sdpa), or
+            `auto`: that where it can run, else sdpa.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
         image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
         prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
         coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
@@ -62,7 +73,10 @@ class GenerationConfig:
 
     captioner: str = "Salesforce/blip2-opt-2.7b"
     matcher: str = "Salesforce/blip2-itm-vit-g"
+    itg_head: str = ""
+    weights: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = "sdpa"
+    gradient_checkpointing: bool = False
     image_size: int = 0
     prefix: bool = True
     coordinates: bool = True

@@ -18,6 +18,7 @@ from ..data.proposals.darknet import HEADS, STRIDES
 from ..data.proposals.darknet_weights import read_darknet
 from ..data.proposals.tiny_detector import TinyDetector
 from ..errors import CpgrError
+from ..vocabulary import opened
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 
@@ -46,7 +47,8 @@ class DetrBranch(nn.Module):
         from transformers import AutoModelForObjectDetection
 
         super().__init__()
-        detector = AutoModelForObjectDetection.from_pretrained(name, dtype=torch.float32)
+        with opened(name):
+            detector = AutoModelForObjectDetection.from_pretrained(name, dtype=torch.float32)
         self.model = getattr(detector, "model", None)
         if not hasattr(getattr(self.model, "decoder", None), "layers") or not hasattr(detector.config, "encoder_layers"):
             raise CpgrError(f"the visual branch {name!r} is a {type(detector).__name__}; a DETR-type detector is needed")

@@ -16,6 +16,7 @@ from ..data.features import FeatureStore, load_frames
 from ..data.records import Image
 from ..errors import CpgrError
 from ..labels import Label, LabelTable
+from ..processes import joined, share
 from ..progress import track
 from ..regions import Frame, cell_coverage
 from ..stages import Attention, Grounded, Images, Query
@@ -23,6 +24,7 @@ from ..training import TrainingConfig, parameter_groups, train
 from ..vocabulary import batches, clean
 
 ANSWERED = 64  # queries answered together: few enough for a CPU's cache
+ENCODED = 16  # images encoded together
 
 
 @dataclass
@@ -62,6 +64,7 @@ class NetworkGrounder:
         self.config, self.accelerator, self.work = config, accelerator, work
         self.network: nn.Module | None = None
         self.store: FeatureStore | None = None
+        self._held: dict[str, torch.Tensor] = {}
         self.history = None
 
     # -- what a model gives -----------------------------------------------------------------------------------
@@ -169,36 +172,67 @@ class NetworkGrounder:
         self.network.eval()
         self.history = history
 
+    @torch.no_grad()
     def _run(self, queries: Sequence[Query], attend: bool, what: str):
-        """Network outputs for the queries, in batches, images of a batch encoded once."""
-        for chunk in track(list(batches(list(queries), ANSWERED)), what):
-            with torch.no_grad(), self.accelerator.autocast():
-                yield chunk, self._output(self._query_batch(chunk), attend)
+        """Network outputs for this process's share of the queries, in batches, with the places of a batch's queries among them.
+
+        The queries are taken image by image and an image's levels are held for the batches it is in, so that each image is
+        decoded and encoded once, whatever the order and the number of its expressions.
+        """
+        if self.store is not None:
+            self.store.add({q.image.image_id: q.image for q in queries}, "visual features")
+        first: dict[str, int] = {}
+        for query in queries:
+            first.setdefault(query.image.image_id, len(first))
+        order = sorted(range(len(queries)), key=lambda i: first[queries[i].image.image_id])
+        self._held = {}
+        try:
+            for places in track(share(list(batches(order, ANSWERED))), what):
+                with self.accelerator.autocast():
+                    output = self._output(self._query_batch([queries[i] for i in places]), attend)
+                yield places, output
+        finally:
+            self._held = {}
 
     def _query_batch(self, queries: Sequence[Query]) -> dict:
         """The network's inputs for queries: `levels`, `cells`, `word_ids` and `word_mask`."""
-        unique = list({q.image.image_id: q.image for q in queries}.values())
-        place = {image.image_id: i for i, image in enumerate(unique)}
+        unique = {q.image.image_id: q.image for q in queries}
+        place = {image_id: i for i, image_id in enumerate(unique)}
         which = torch.tensor([place[q.image.image_id] for q in queries])
-        visual = self._visual(unique)
-        levels = visual if self.store is not None else self.network.visual_levels(visual)
+        levels = self._encoded(unique)
         word_ids, word_mask = self._words([q.text for q in queries])
-        batch = {"cells": self._cells(unique)[which], "word_ids": word_ids, "word_mask": word_mask}
+        batch = {"cells": self._cells(list(unique.values()))[which], "word_ids": word_ids, "word_mask": word_mask}
         return {"levels": levels[which], **{name: value.to(self.accelerator.device) for name, value in batch.items()}}
 
+    def _encoded(self, images: dict[str, Image]) -> torch.Tensor:
+        """The levels of `images`, in their order: those held from the last batch as they are, the others encoded."""
+        levels = {image_id: self._held[image_id] for image_id in images if image_id in self._held}
+        for some in batches([image for image_id, image in images.items() if image_id not in levels], ENCODED):
+            visual = self._visual(some)
+            encoded = visual if self.store is not None else self.network.visual_levels(visual)
+            levels |= {image.image_id: one for image, one in zip(some, encoded, strict=True)}
+        self._held = levels
+        return torch.stack([levels[image_id] for image_id in images])
+
     def ground(self, queries: Sequence[Query]) -> Grounded:
-        boxes, scores = [], []
-        for chunk, output in self._run(queries, False, "grounding"):
-            frame_boxes = output["boxes"].float().cpu().clamp(0, 1) * self.size
-            for query, box in zip(chunk, frame_boxes, strict=True):
-                boxes.append(Frame(self.size, query.image.width, query.image.height).to_image(box))
-            scores.append(output["score"].float().cpu())
-        return Grounded(torch.stack(boxes) if boxes else torch.zeros(0, 4), torch.cat(scores) if scores else torch.zeros(0))
+        answers = self._run(queries, False, "grounding")
+        found = joined([(places, out["boxes"].float().cpu(), out["score"].float().cpu()) for places, out in answers])
+        boxes, scores = torch.zeros(len(queries), 4), torch.zeros(len(queries))
+        for places, frame_boxes, part in found:
+            scores[places] = part
+            for place, box in zip(places, frame_boxes.clamp(0, 1) * self.size, strict=True):
+                image = queries[place].image
+                boxes[place] = Frame(self.size, image.width, image.height).to_image(box)
+        return Grounded(boxes, scores)
 
     def attend(self, queries: Sequence[Query]) -> Attention:
-        maps = [output["attention"].float().cpu() for _, output in self._run(queries, True, "attention")]
+        answers = self._run(queries, True, "attention")
+        found = joined([(places, out["attention"].float().cpu()) for places, out in answers])
         grid = self.network.grid
-        return Attention(torch.cat(maps) if maps else torch.zeros(0, grid * grid), grid, self.size)
+        maps = torch.zeros(len(queries), grid * grid)
+        for places, part in found:
+            maps[places] = part
+        return Attention(maps, grid, self.size)
 
 
 @lru_cache(maxsize=4096)

@@ -260,6 +260,10 @@ class MAttNetGrounder(WordGrounder):
     def _examples(self, rows: list[Label], images: Images) -> Ranked:
         return Ranked(rows, images, self)
 
+    def _run(self, queries: Sequence[Query], attend: bool, what: str):
+        self._proposed({q.image.image_id: q.image for q in queries})  # of all at once: several processes share the work
+        return super()._run(queries, attend, what)
+
     def _query_batch(self, queries: Sequence[Query]) -> dict:
         unique = {q.image.image_id: q.image for q in queries}
         made = dict(zip(unique, self.candidates(list(unique.values())), strict=True))

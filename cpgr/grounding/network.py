@@ -130,11 +130,12 @@ class GroundingNetwork(nn.Module):
     def visual_levels(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames)
 
-    def forward(self, levels, word_ids, word_mask, cell_mask, attention_layer: int | None = None):
+    def forward(self, levels, word_ids, word_mask, cell_mask, attention_layer: int | None = None, attention_only: bool = False):
         """levels [B, L, cells, D], word_ids and word_mask [B, T], cell_mask [B, cells] True inside the picture.
 
         Returns a dict: `boxes` [B, 4] corners in 0..1 of the frame (the answer), `score` [B]; with the pointer head
-        also `weights` [B, cells] and `cell_boxes` [B, cells, 4]; with `attention_layer`, `attention` [B, cells].
+        also `weights` [B, cells] and `cell_boxes` [B, cells, 4]; with `attention_layer`, `attention` [B, cells]. With
+        `attention_only` the layers beyond that of the map are left out, and so is the answer.
         """
         word_mask = word_mask.bool()
         text = self.text_encoder(input_ids=word_ids, attention_mask=word_mask.long()).last_hidden_state
@@ -153,6 +154,8 @@ class GroundingNetwork(nn.Module):
             if attention_layer == number:
                 row = layer.row(x, positions, mask)[:, before:].float()
                 out["attention"] = self._unpool(row[..., None]).squeeze(-1) * cell_mask
+                if attention_only:
+                    return {"attention": _shares(out["attention"])}
             x = layer(x, positions, mask)
         if self.config.head == "pointer":
             out |= self._point(x[:, 0], x[:, before:], visual, levels, cell_mask)
@@ -164,7 +167,7 @@ class GroundingNetwork(nn.Module):
                 raise ValueError("attention_layer 0 is the pointer's row; the regression head has none (take 1 or more)")
             out["attention"] = out["weights"]
         if "attention" in out:
-            out["attention"] = out["attention"] / out["attention"].sum(-1, keepdim=True).clamp(min=1e-12)
+            out["attention"] = _shares(out["attention"])
         return out
 
     def _point(self, reg, fused, visual, levels, cell_mask):
@@ -190,6 +193,11 @@ class GroundingNetwork(nn.Module):
         side = self.grid // self.config.pool
         cells = tokens.transpose(1, 2).unflatten(2, (side, side))
         return F.interpolate(cells, scale_factor=self.config.pool).flatten(2).transpose(1, 2)
+
+
+def _shares(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [B, cells] that sum to 1."""
+    return maps / maps.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 def box_loss(boxes: torch.Tensor, targets: torch.Tensor, l1: float, giou: float) -> torch.Tensor:

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from ..labels import Label
+from ..stages import Images
 from ..training import TrainingConfig
-from ..vocabulary import clean, extend, located
+from ..vocabulary import clean, extend, located, opened
 from .backbones import visual_branch
-from .grounder import GrounderConfig, NetworkGrounder
+from .grounder import Examples, GrounderConfig, NetworkGrounder
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
 
 
@@ -57,8 +58,9 @@ class TransVGGrounder(NetworkGrounder):
         from transformers import AutoModel, AutoTokenizer
 
         name = located(self.config.text, "bert")
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+        with opened(name):
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
         if self.config.vocabulary == "extend" and extend(self.tokenizer, [row.expression for row in rows]):
             encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         return self._network(encoder)
@@ -88,10 +90,13 @@ class TransVGGrounder(NetworkGrounder):
 
     def _output(self, batch: dict, attend: bool) -> dict:
         layer = self.config.network.attention_layer if attend else None
-        return self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"], layer)
+        return self.network(batch["levels"], batch["word_ids"], batch["word_mask"], batch["cells"], layer, attention_only=attend)
 
     def _pretrained(self, name: str) -> bool:
         return "branch." in name or "text_encoder." in name
+
+    def _examples(self, rows: list[Label], images: Images) -> Examples:
+        return _Shared(rows, images, self)
 
     def losses(self, output: dict, batch: dict) -> dict:
         """The loss on a batch (TransVG 3.3; CPL's weighting of labels)."""
@@ -103,3 +108,12 @@ class TransVGGrounder(NetworkGrounder):
         if config.weighting == "cpl":
             return {"loss": ((batch["weights"] / 8).softmax(0) * losses).sum()}
         return {"loss": losses.mean()}
+
+
+class _Shared(Examples):
+    """Examples whose loss is a mean over a batch's rows, so that processes may share them."""
+
+    def row_weights(self, indices: list[int]) -> torch.Tensor:
+        if self.grounder.config.weighting == "cpl":
+            return (self.weights[indices] / 8).exp()
+        return torch.ones(len(indices))

@@ -48,8 +48,8 @@ class AttentionRefiner:
         cycle = basic[0].cycle if len(basic) else 0
         if grounder is None:
             basic = self._gate(basic, split, generator)
-        label_maps = _maps(grounder, split, basic) if grounder else {}
-        expression_maps = _maps(grounder, split, split.expressions) if grounder else {}
+        # asked for together: an image is encoded once for its pseudo expressions and its true ones
+        maps = _maps(grounder, split, [*basic, *split.expressions]) if grounder else {}
         judged = generator.judge(split.images, proposals, split.expressions)
         vectors = self.text_match.embed([row.expression for row in basic] + [e.text for e in split.expressions])
         labels, expressions = basic.by_image(), split.by_image()
@@ -58,10 +58,8 @@ class AttentionRefiner:
             regions = list(regions)
             texts = list(labels.get(image_id, LabelTable()))
             if grounder and self.config.filtering.enabled and texts:
-                texts = self._filter(texts, regions, label_maps)
-            rows += self._pair(
-                image_id, expressions.get(image_id, []), texts, regions, vectors, label_maps, expression_maps, judged, cycle
-            )
+                texts = self._filter(texts, regions, maps)
+            rows += self._pair(expressions.get(image_id, []), texts, regions, vectors, maps, judged, cycle)
         return LabelTable(rows)
 
     def _gate(self, basic: LabelTable, split: Split, generator: Generator) -> LabelTable:
@@ -81,7 +79,7 @@ class AttentionRefiner:
         mass = region_mass(stacked, regions, *attention, config)
         return filter_labels(texts, regions, mass, _inside(stacked, texts, *attention), config)
 
-    def _pair(self, image_id, expressions: list[Expression], texts, regions, vectors, label_maps, expression_maps, judged, cycle):
+    def _pair(self, expressions: list[Expression], texts, regions, vectors, found_maps, judged, cycle):
         config = self.config.pairing
         if not expressions:
             return self._settle(texts, set())
@@ -90,12 +88,12 @@ class AttentionRefiner:
         scores = {"text": similar}
         if config.words.weight:
             scores["words"] = self.word_fit.scores([e.text for e in expressions], regions)
-        if expression_maps:
-            frame = expression_maps["frame"]
-            maps = torch.stack([expression_maps[_key(e)] for e in expressions])
+        if found_maps:
+            frame = found_maps["frame"]
+            maps = torch.stack([found_maps[_key(e)] for e in expressions])
             scores["own"] = region_mass(maps, regions, *frame, self.config.filtering)
             if texts:
-                likeness = map_likeness(maps, torch.stack([label_maps[_key(t)] for t in texts]))
+                likeness = map_likeness(maps, torch.stack([found_maps[_key(t)] for t in texts]))
                 scores["attention"] = likeness.gather(1, which.clamp(min=0)).masked_fill(which < 0, 0.0)
         for name, found in judged.items():
             scores[name] = torch.stack([found[e.expression_id] for e in expressions])

@@ -52,6 +52,19 @@ def test_word_padding_changes_nothing(branch, head, pool):
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @torch.no_grad()
+def test_the_map_alone_is_the_map(branch, layer):
+    """Layers beyond the map's are left out; with the pointer's own row none is."""
+    model = network(branch, head="pointer", layers=3)
+    asked = inputs(branch)
+    whole, calls = model(*asked, attention_layer=layer), []
+    for block in model.fusion:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    alone = model(*asked, attention_layer=layer, attention_only=True)
+    assert torch.equal(alone["attention"], whole["attention"]) and len(calls) == (layer - 1 if layer else 3)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@torch.no_grad()
 def test_cells_outside_the_picture_get_no_attention(branch, layer):
     model = network(branch, head="pointer")
     levels, ids, mask, cells = inputs(branch)

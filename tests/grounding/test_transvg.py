@@ -130,7 +130,30 @@ def test_a_detr_serves_as_visual_branch(accelerator, tmp_path, small_world, labe
     assert grounder.attend(queries(small_world)[:2]).maps.shape == (2, 16)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_each_image_is_encoded_once_for_all_its_expressions(accelerator, tmp_path, small_world, labels, monkeypatch, frozen):
+    """Whatever the order of the expressions and wherever the batches end; and the answers keep their places."""
+    network = replace(CONFIG.network, head="regression", layers=3, attention_layer=2)
+    grounder = fitted(accelerator, tmp_path, small_world, labels, freeze_visual=frozen, network=network)
+    monkeypatch.setattr("cpgr.grounding.grounder.ANSWERED", 5)
+    monkeypatch.setattr("cpgr.grounding.grounder.ENCODED", 2)
+    asked = queries(small_world)
+    shuffled = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0)).tolist()
+    maps, answer = grounder.attend(asked), grounder.ground(asked)
+    seen = []
+    levels = grounder.network.visual_levels
+    monkeypatch.setattr(grounder.network, "visual_levels", lambda frames: seen.append(len(frames)) or levels(frames))
+    again = grounder.attend([asked[i] for i in shuffled])
+    images = len({q.image.image_id for q in asked})
+    assert sum(seen) == (0 if frozen else images) and len(asked) > 5 * images / 2
+    torch.testing.assert_close(again.maps, maps.maps[shuffled], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(grounder.ground([asked[i] for i in shuffled]).boxes, answer.boxes[shuffled], atol=1e-2, rtol=1e-3)
+
+
 def test_errors(accelerator, tmp_path, small_world, labels):
+    for changes in ({"text": "nobody/nothing"}, {"visual": "transformers:nobody/nothing"}):
+        with pytest.raises(CpgrError, match="nobody/nothing: cannot be loaded.*cpgr doctor --config"):
+            fitted(accelerator, tmp_path, small_world, labels, **changes)
     with pytest.raises(CpgrError, match="no labels to train on"):
         fitted(accelerator, tmp_path, small_world, LabelTable(row.drop("no") for row in labels))
     with pytest.raises(CpgrError, match="unknown visual branch"):

@@ -7,7 +7,7 @@ Any object with the `Detector` protocol's one method will do in its place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import CpgrError
 from ...labels import Label, LabelTable
+from ...processes import joined, share
 from ..records import Image, Split
 from .detections import Detections, select
 from .regions import EXTRA, extra_regions
@@ -106,7 +107,8 @@ def propose(detector: Detector, split: Split, config: ProposalConfig, progress: 
     An image in which nothing is found gets one row for the whole of it, with no class and score 0.
     progress: wraps the batches while they are gone through, as `cpgr.progress.track(items, what)` does.
     """
-    batches: Iterable[list[Image]] = _batches(list(split.images.values()), config.batch_size)
+    batches = _batches(list(split.images.values()), config.batch_size)
+    batches = share(batches)
     rows: list[Label] = []
     for images in progress(batches, "proposals") if progress else batches:
         for image, found in zip(images, detector.detect(images), strict=True):
@@ -114,7 +116,7 @@ def propose(detector: Detector, split: Split, config: ProposalConfig, progress: 
             if config.extra:
                 chosen = chosen + extra_regions(chosen, config.extra, image.width, image.height)
             rows += _rows(image, chosen, config)
-    table = LabelTable(rows)
+    table = LabelTable(joined(rows))
     counts = summary(table)
     empty, total = counts["images_without_detection"], counts["images"]
     if empty > total / 2:

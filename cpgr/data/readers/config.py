@@ -25,6 +25,7 @@ class DataConfig:
         on_bad: what a bad record does: error stops with its name, skip leaves it out and counts it.
         check_images: decode reads every image in full first, header only its size.
         limit: at most this many images of the training split (0: all).
+        decoder: what decodes JPEG files: auto takes the fastest here; dali (on a CPU where named), simplejpeg or pillow.
         max_pixels: an image of more pixels is refused.
         box_order: the order of the boxes in transvg files whose data set is not known: xyxy or xywh.
         seed: the built-in world's seed.
@@ -41,6 +42,7 @@ class DataConfig:
     on_bad: Literal["error", "skip"] = "error"
     check_images: Literal["decode", "header"] = "decode"
     limit: int = 0
+    decoder: Literal["auto", "dali", "simplejpeg", "pillow"] = "auto"
     max_pixels: int = MAX_PIXELS
     box_order: Literal["auto", "xyxy", "xywh"] = "auto"
     seed: int = 0
