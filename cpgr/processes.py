@@ -114,6 +114,16 @@ def share_batch(data, rows: Sequence[int]) -> tuple[Sequence[int], float]:
     return rows[own], float(count() * weights[own].sum() / weights.sum())
 
 
+def own_rows(size: int) -> slice:
+    """This process's rows of a batch of `size` rows that `share_batch` shared."""
+    return _run(size)
+
+
+def gathered(own: torch.Tensor, size: int) -> torch.Tensor:
+    """All rows of such a batch, from every process's own; back come the gradients that all processes have for these, summed."""
+    return _Gather.apply(own, size) if count() > 1 else own
+
+
 def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """The means over processes of scalars."""
     stacked = torch.stack([value.detach().float() for value in values.values()])

@@ -11,6 +11,7 @@ from cpgr_kernels import anchor_contrast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ... import processes
 from ...language import LanguageEncoder
 from .settings import AnchorConfig
 from .sources import Cells
@@ -62,7 +63,8 @@ class ContrastStep(nn.Module):
 
     def forward(self, batch: dict) -> dict:
         """batch: `cells` or `frames` of U images; `place` [Q] the image of each expression, `ids` [Q, T], `numbers` [U] that
-        tell images apart over all processes; `targets` [Q] cells or -1, `trust` [Q] their weights.
+        tell images apart over all processes; `targets` [Q] cells or -1, `trust` [Q] their weights; `whole`, the size of the batch that
+        processes share.
 
         Every expression brings its image, so an image of several expressions counts as often, as published.
         """
@@ -76,7 +78,7 @@ class ContrastStep(nn.Module):
             chosen = choose_cells(cells.mean[place], config.anchors, targets)
             anchors = self._anchors(tuple(m[place] for m in cells.maps), chosen)
         anchors, expressions = anchors.float(), self.network.expressions(batch["ids"]).float()
-        losses = {"contrast": contrast(anchors, expressions, batch["numbers"][place], config)}
+        losses = {"contrast": contrast(anchors, expressions, batch["numbers"][place], config, batch.get("whole"))}
         if targets is not None and config.in_image:
             losses["in_image"] = in_image(anchors, expressions, (chosen == targets[:, None]), batch["trust"])
         return {**losses, "loss": losses["contrast"] + config.in_image * losses.get("in_image", 0.0)}
@@ -110,31 +112,23 @@ def _still(module: nn.Module) -> Iterator[None]:
             norm.momentum = rate
 
 
-def contrast(anchors: torch.Tensor, expressions: torch.Tensor, numbers: torch.Tensor, config: AnchorConfig) -> torch.Tensor:
+def contrast(
+    anchors: torch.Tensor, expressions: torch.Tensor, numbers: torch.Tensor, config: AnchorConfig, whole: int | None = None
+) -> torch.Tensor:
     """RefCLIP's loss (section 3.3): anchors [Q, K, D] of the image of each expression [Q, D], numbers [Q] of the images.
 
-    With several processes the anchors of all are negatives, and the mean over processes is the loss of the whole batch.
+    `whole` is the size of a batch whose rows several processes share: the anchors of all are then negatives, and the mean over
+    processes is the loss of the whole batch.
     """
     positive = None
-    if config.gather and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        first = torch.distributed.get_rank() * len(anchors)
-        positive = first + torch.arange(len(expressions), device=anchors.device)
-        anchors, numbers = _gathered(anchors), _gathered(numbers)
+    if config.gather and whole is not None and processes.count() > 1:
+        own = processes.own_rows(whole)
+        positive = torch.arange(own.start, own.stop, device=anchors.device)
+        anchors, numbers = processes.gathered(anchors, whole), processes.gathered(numbers, whole)
     return anchor_contrast(
         anchors, expressions, positive=positive, image_ids=numbers if config.same_image == "masked" else None,
         negatives_per_image=config.negatives_per_image, temperature=config.temperature, normalize=config.normalize,
     )  # fmt: skip
-
-
-def _gathered(values: torch.Tensor) -> torch.Tensor:
-    """The values of all processes, one after the other; every process brings as many. Gradients find their way back."""
-    if values.requires_grad:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(values.contiguous()))
-    found = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(found, values.contiguous())
-    return torch.cat(found)
 
 
 def own_scores(anchors: torch.Tensor, expressions: torch.Tensor) -> torch.Tensor:

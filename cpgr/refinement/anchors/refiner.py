@@ -17,6 +17,7 @@ from ...data.records import Image, Split
 from ...errors import CpgrError, DataError
 from ...labels import Label, LabelTable
 from ...language import Words, split_words
+from ...processes import count
 from ...progress import track
 from ...regions import Frame
 from ...stages import Attention, Generator, Grounded, Grounder, Images, Query
@@ -145,6 +146,8 @@ class AnchorRefiner:
         if self.store is None:
             return self._detect(self._frames(images))
         self.store.add({image.image_id: image for image in images}, "detector maps")
+        if not self.packing.parts:  # with several processes another one may have seen all images
+            self.packing.pack(self._detect(torch.zeros(1, 3, self.detector.size, self.detector.size, dtype=torch.uint8)))
         device = self.accelerator.device
         cells = self.packing.unpack(self.store[[image.image_id for image in images]])
         return Cells(tuple(m.to(device) for m in cells.maps), *(v.to(device) for v in cells[1:]))
@@ -185,14 +188,13 @@ class AnchorRefiner:
         rows = [row for row in basic.kept if split_words(row.expression)]
         if len(rows) < 2:
             raise CpgrError(f"RefCLIP contrasts expressions of different images; the basic labels have {len(rows)}")
-        processes = self.accelerator.num_processes
-        if config.training.batch_size % processes:
-            raise CpgrError(f"refinement.training.batch_size {config.training.batch_size} is no multiple of the {processes} processes")
         if self.network is None:
             self.build([row.expression for row in rows])
         if not config.fit:
             return
         drifts = config.detector_norm == "train"
+        if self.store is not None and not drifts:
+            self.store.add({row.image_id: images[row.image_id] for row in rows}, "detector maps")
         data = _Examples(rows, images, self, drifts)
         if config.in_image and grounder is not None:
             data.aim(grounder)
@@ -307,12 +309,18 @@ class _Examples(torch.utils.data.Dataset):
         self.ids = refiner.words.encode([row.expression for row in rows], refiner.config.language.max_words)
         self.numbers = {image_id: number for number, image_id in enumerate(images)}
         self.targets = self.trust = None
+        size = min(refiner.config.training.batch_size, len(rows))
+        self.whole = size if size >= count() else None  # a smaller batch is not shared
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> int:
         return index
+
+    def row_weights(self, indices: Sequence[int]) -> torch.Tensor:
+        """Processes share a batch: `contrast` brings the anchors of all together."""
+        return torch.ones(len(indices))
 
     def aim(self, grounder: Grounder) -> None:
         """Take the boxes that `grounder` gives as targets within the image: the cell at a box's centre, or the object query
@@ -344,7 +352,7 @@ class _Examples(torch.utils.data.Dataset):
         }
         if self.targets is not None:
             batch |= {"targets": self.targets[torch.tensor(indices)], "trust": self.trust[torch.tensor(indices)]}
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = {name: value.to(device) for name, value in batch.items()} | {"whole": self.whole}
         return batch | ({"frames": refiner._frames(images)} if self.as_frames else {"cells": refiner._cells(images)})
 
 

@@ -39,7 +39,8 @@ class AnchorConfig:
         normalize: Compare directions alone (no: raw products).
         same_image: What the anchors of the same picture are to another expression of it: `negatives` as published, or
             `masked`, which large batches need.
-        gather: With several processes, take the anchors of all of them as negatives (the published code: its own alone).
+        gather: With several processes, which share a batch, take the anchors of all of them as negatives (the published code: its
+            own alone). The fusion's batch norms see a process's share.
         in_image: Weight of RefCLIP++'s contrast within the image, whose target is the anchor at the box that the last cycle's
             student gave; from the second cycle on.
         recompute: Images encoded at a time, their activations computed again for the gradient; 0 keeps all at once. A batch

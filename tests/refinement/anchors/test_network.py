@@ -1,5 +1,7 @@
 """The loss against its formula, in one process and in two; anchors, and the loss within the image."""
 
+import os
+import socket
 from dataclasses import replace
 
 import pytest
@@ -59,12 +61,12 @@ def test_expressions_of_one_picture_may_be_no_negatives():
     assert contrast(anchors, expressions, numbers, AnchorConfig()) > loss
 
 
-def _process(rank, file, out):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def _process(rank, port, out):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     anchors, expressions = features(2, 6)
     mine = [values[3 * rank : 3 * rank + 3].detach().requires_grad_() for values in (anchors, expressions)]
     numbers = torch.tensor([0, 1, 2, 0, 3, 4])[3 * rank : 3 * rank + 3]
-    loss = contrast(*mine, numbers, AnchorConfig(same_image="masked"))
+    loss = contrast(*mine, numbers, AnchorConfig(same_image="masked"), whole=6)
     loss.backward()
     torch.save([loss.detach(), *(each.grad for each in mine)], f"{out}.{rank}")
     torch.distributed.destroy_process_group()
@@ -72,7 +74,10 @@ def _process(rank, file, out):
 
 def test_two_processes_have_the_loss_and_gradients_of_the_whole_batch(tmp_path):
     """Each has half of the batch and all negatives; the mean over processes, which DDP takes, is the whole batch's."""
-    torch.multiprocessing.spawn(_process, (tmp_path / "meet", tmp_path / "out"), 2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, tmp_path / "out"), 2)
     parts = [torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2)]
     anchors, expressions = features(2, 6)
     loss = contrast(anchors, expressions, torch.tensor([0, 1, 2, 0, 3, 4]), AnchorConfig(same_image="masked"))
