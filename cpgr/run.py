@@ -115,7 +115,8 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         processes.by_main((root / "skipped.txt").write_text)("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
     # the training split's boxes go to the recipe that says so in its own module, full supervision, and to no other
-    truth = [train_truth] if getattr(recipe, "SEES_TRUTH", False) else []
+    supervised = hasattr(recipe, "sees_truth") and recipe.sees_truth(config)
+    truth = [train_truth] if supervised else []
     parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work", *truth)
     _keep(root / "config.yaml", text)
 

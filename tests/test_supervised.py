@@ -7,12 +7,14 @@ import pytest
 from cpgr import recipes, run
 from cpgr.data.records import Truth
 from cpgr.errors import CpgrError
+from cpgr.labels import LabelTable
 
 
-def test_only_the_supervised_recipe_declares_that_it_sees_the_truth():
-    seeing = [name for name in recipes.RECIPES if getattr(recipes.load(name), "SEES_TRUTH", False)]
-    assert seeing == ["supervised"]
-    for name in set(recipes.RECIPES) - set(seeing):
+def test_only_supervised_recipes_say_that_they_see_the_truth():
+    assert [name for name in recipes.RECIPES if hasattr(recipes.load(name), "sees_truth")] == ["student", "supervised"]
+    student = recipes.load("student")
+    assert student.sees_truth(student.Config(labels="truth")) and not student.sees_truth(student.Config(labels="labels.json"))
+    for name in set(recipes.RECIPES) - {"student", "supervised"}:
         assert "truth" not in inspect.signature(recipes.load(name).build).parameters
 
 
@@ -23,8 +25,9 @@ def test_a_weak_build_is_handed_no_truth(small_world, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    for name in ("cpgr", "supervised"):
-        recipe = recipes.load(name)
+    labels = tmp_path / "labels.parquet"
+    for name, more in {"cpgr": [], "supervised": [], "student": ["--labels", str(labels)], "student on the truth": ["--labels", "truth"]}.items():
+        recipe = recipes.load(name.split()[0])
 
         def build(*args, name=name):
             handed[name] = args
@@ -33,18 +36,19 @@ def test_a_weak_build_is_handed_no_truth(small_world, tmp_path, monkeypatch):
         monkeypatch.setattr(recipe, "build", build)
         options = ["--data.format", "refer", "--data.root", str(small_world[0]), "--data.dataset", "scenes", "--out", str(tmp_path / name)]
         with pytest.raises(Stop):
-            run.command([name, *options])
-    assert not any(isinstance(arg, Truth) for arg in handed["cpgr"]) and len(handed["cpgr"]) == 3
-    truth = handed["supervised"][3]
-    assert isinstance(truth, Truth) and len(truth.boxes) == len(small_world[1].expressions)
+            run.command([name.split()[0], *options, *more])
+    for weak in ("cpgr", "student"):
+        assert not any(isinstance(arg, Truth) for arg in handed[weak]) and len(handed[weak]) == 3
+    for supervised in ("supervised", "student on the truth"):
+        truth = handed[supervised][3]
+        assert isinstance(truth, Truth) and len(truth.boxes) == len(small_world[1].expressions)
 
 
-def test_its_labels_are_the_true_boxes(small_world, small_proposals):
-    from cpgr.labels import LabelTable
-    from cpgr.recipes.supervised import _TrueBoxes
-
+@pytest.mark.parametrize("name", ["supervised", "student"])
+def test_its_labels_are_the_true_boxes(accelerator, tmp_path, small_world, small_proposals, name):
     _, split, truth = small_world
-    rows = _TrueBoxes(truth).refine(LabelTable(), small_proposals, split, None, None)
+    parts = recipes.load(name).build(recipes.load(name).Config(), accelerator, tmp_path, truth)
+    rows = parts.refiner.refine(LabelTable(), small_proposals, split, parts.generator, None)
     assert {row.expression_id: row.box for row in rows} == {e: list(b) for e, b in truth.boxes.items()}
 
 

@@ -1,6 +1,6 @@
 """Recipes: one module a system, each its parts put together for `cycle.run`. It holds no loop of its own.
 
-A module that declares `SEES_TRUTH` is given the training split's true boxes; no other can reach them.
+A module whose `sees_truth(config)` says so is handed the training split's true boxes; no other can reach them.
 """
 
 from __future__ import annotations

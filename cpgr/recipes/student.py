@@ -1,7 +1,7 @@
 """A grounding network on its own: RealGIN, SimREC, TransVG or MAttNet, trained on the labels of a file or on the true boxes.
 
-What it may see: with `labels` a file, the images of the training split and that file. With `labels: truth` it is FULLY SUPERVISED: it
-is trained on the true boxes of the training split. No other recipe reads them: this one is what those are compared with.
+What it may see: with `labels` a file, the images of the training split and that file. With `labels: truth` it is FULLY SUPERVISED, says
+so by `sees_truth`, and is trained on the true boxes of the training split: it is what weak runs are compared with.
 Boxes of the validation split choose the best weights where the network's `training.validate_every` is set.
 """
 
@@ -15,8 +15,7 @@ from ..config import RunConfig
 from ..cycle import Parts
 from ..data.label_files import held_labels, label_file, read_labels
 from ..data.proposals import build_detector, propose
-from ..data.readers import DataConfig, read_split
-from ..data.records import Problems, Split
+from ..data.records import Split, Truth
 from ..generation.expressions import DatasetExpressions
 from ..grounding.students import StudentConfig, build_student, open_student
 from ..labels import LabelTable
@@ -46,8 +45,13 @@ class Config(RunConfig):
     grounding: StudentConfig = field(default_factory=StudentConfig)
 
 
-def build(config: Config, accelerator, work: Path) -> Parts:
-    """The three parts, ready for `cycle.run`. `work` holds caches that may be thrown away."""
+def sees_truth(config: Config) -> bool:
+    """Whether the run is fully supervised."""
+    return config.labels == TRUTH
+
+
+def build(config: Config, accelerator, work: Path, truth: Truth | None = None) -> Parts:
+    """The three parts, ready for `cycle.run`. `work` holds caches that may be thrown away; `truth` is given where `sees_truth`."""
     if config.labels != TRUTH:
         label_file(config.labels)  # a mistyped name is said before the run's folder is made
 
@@ -56,19 +60,15 @@ def build(config: Config, accelerator, work: Path) -> Parts:
             return LabelTable()
         return propose(build_detector(config.proposals, config.detection), split, config.detection, progress=track)
 
+    def labels(split: Split) -> LabelTable:
+        return read_labels(config.labels, split, config.data) if truth is None else held_labels(split, truth)
+
     return Parts(
         propose=proposals,
         generator=DatasetExpressions(),
-        refiner=GivenLabels(lambda split: _labels(config.labels, config.data, split)),
+        refiner=GivenLabels(labels),
         grounder=build_student(config.grounding, accelerator, work / "grounding"),
     )
-
-
-def _labels(labels: str, data: DataConfig, split: Split) -> LabelTable:
-    if labels != TRUTH:
-        return read_labels(labels, split, data)
-    again, truth = read_split(data, data.train_split, Problems(data.on_bad))
-    return held_labels(again, truth)
 
 
 open_grounder = open_student
