@@ -25,13 +25,14 @@ log = logging.getLogger("cpgr")
 
 @dataclass
 class Parts:
-    """What a recipe hands to the loop. `propose` gives the split's regions; `warm_start` and `carry_over` say whether
-    a cycle's training starts from the last one's weights."""
+    """What a recipe hands to the loop. `propose` gives the split's regions; `last_length` is how much longer Grounding trains in
+    the last cycle than in the others."""
 
     propose: Callable[[Split], LabelTable]
     generator: Generator
     refiner: Refiner
     grounder: Grounder
+    last_length: float = 1.0
 
 
 @dataclass
@@ -119,9 +120,11 @@ def run(
         if not here.grounding.exists():
             grounder.at(last.grounding)
             start("grounding")
-            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check(parts.grounder))
+            longer = {"length": parts.last_length} if number == cycles and parts.last_length != 1 else {}
+            parts.grounder.fit(LabelTable.load(here.refined), split.images, here.work / "grounding", check(parts.grounder), **longer)
             _save(parts.grounder, here.grounding, here.work / "grounding")
             grounder.folder = here.grounding
+        generator.at(here.generation)
         grounder.at(here.grounding)
         if refiner:
             refiner.at(here.refinement)

@@ -138,6 +138,37 @@ def _precision(rows: list[Label], judge: Callable[[Label], tuple[bool, bool]] | 
     return sum(judge(row)[1] for row in rows) / len(rows)
 
 
+def text_quality(basic: LabelTable, refined: LabelTable, truth: Truth) -> dict[str, dict]:
+    """What the made expressions are worth, by kind (`all`, `generated`, `template`), `before` and `after` Filtering.
+
+    With o(l) the object that label l's region covers (IoU >= 0.5) and den(E) the objects of the image that expression E is
+    true of, as the grammar's parser and the objects' attributes say, over the L labels there are:
+        Region-Centrality         centrality     = |{l : o(l) in den(E_l)}| / L     the text is true of its region
+        Reference-Discrimination  discrimination = |{l : den(E_l) = {o(l)}}| / L    and of nothing else in the scene
+    A text that cannot be read, or a region that covers no object, counts as neither. Empty where the data set's objects
+    carry no attributes.
+    """
+    judge = text_judge(truth)
+    if judge is None:
+        return {}
+    stages = {
+        "before": list(basic),
+        "after": [row for row in refined if row.kind != "dataset" and not row.reason.startswith("filtering")],
+    }
+    found: dict[str, dict] = {}
+    for stage, rows in stages.items():
+        verdicts = [(row.kind, judge(row)) for row in rows]
+        for kind in ("all", "generated", "template"):
+            mine = [verdict for k, verdict in verdicts if kind in ("all", k)]
+            if mine:
+                found.setdefault(kind, {})[stage] = {
+                    "centrality": sum(true for true, _ in mine) / len(mine),
+                    "discrimination": sum(unique for _, unique in mine) / len(mine),
+                    "count": len(mine),
+                }
+    return found
+
+
 def text_judge(truth: Truth) -> Callable[[Label], tuple[bool, bool]] | None:
     """A function that says whether a label's expression is true of its region, and of it alone; None where the data
     set's objects carry no attributes. The built-in world's parser reads the text; one it cannot read is not true."""

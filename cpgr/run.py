@@ -1,4 +1,5 @@
-"""`python -m cpgr.run [RECIPE] [--config FILE] [--out DIR] [--seed N] [--cycles N] [--section.key value ...]`."""
+"""`python -m cpgr.run [RECIPE] [--config FILE] [--out DIR] [--seed N] [--cycles N] [--section.key value ...]`, and
+`python -m cpgr.run ablation [--arms A,B] [--seeds 0,1,2]`: many such runs and a table of them."""
 
 from __future__ import annotations
 
@@ -27,8 +28,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cpgr.run") ->
         signal.signal(signal.SIGTERM, _stop)  # a batch system's way of saying Ctrl-C
     except ValueError:
         pass  # not in the main thread
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return processes.leave(_main(list(sys.argv[1:] if argv is None else argv), prog))
+        if argv[:1] == ["ablation"]:
+            from . import ablation
+
+            return ablation.command(argv[1:], f"{prog} ablation")
+        return processes.leave(command(argv, prog))
     except CpgrError as error:
         log.debug("", exc_info=True)
         return processes.leave(2, f"error: {error}")
@@ -47,7 +53,8 @@ def _stop(*_) -> None:
     raise KeyboardInterrupt
 
 
-def _main(argv: list[str], prog: str) -> int:
+def command(argv: list[str], prog: str = "python -m cpgr.run") -> int:
+    """One run from its arguments; raises CpgrError where `main` prints it."""
     from . import recipes
 
     name, rest = split_recipe(argv, recipes.RECIPES)
@@ -107,7 +114,9 @@ def execute(recipe, config, root: Path, text: str) -> Path:
         log.warning("skipped %d bad records: %s", len(problems.skipped), problems.summary())
         processes.by_main((root / "skipped.txt").write_text)("\n".join(str(e) for e in problems.skipped) + "\n")
     validate = _validation(config, data, problems, metrics)
-    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work")
+    # the training split's boxes go to the recipe that says so in its own module, full supervision, and to no other
+    truth = [train_truth] if getattr(recipe, "SEES_TRUTH", False) else []
+    parts = recipe.build(dataclasses.replace(config, data=data), accelerator, root / "work", *truth)
     _keep(root / "config.yaml", text)
 
     def measure(here: cycle.CycleFolder, grounder) -> dict:
@@ -124,6 +133,7 @@ def execute(recipe, config, root: Path, text: str) -> Path:
             log.info("cycle %d, the teacher's Acc@0.5: %s", here.number, scores)
         tables = [LabelTable.load(path) for path in (here.proposals, here.basic, here.refined)]
         found["labels"] = metrics.label_quality(*tables, train_truth)
+        found["texts"] = metrics.text_quality(*tables[1:], train_truth)
         found["pairing"] = metrics.pairing_baselines(tables[0], tables[2], train_truth)
         found["skipped"] = problems.summary()
         log.info("cycle %d, labels: %s", here.number, ", ".join(f"{k} {v:.3f}" for k, v in found["labels"].items() if v is not None))
@@ -201,6 +211,7 @@ def _log_to(path: Path) -> None:
     log.setLevel(logging.INFO)
     for handler in list(log.handlers):
         log.removeHandler(handler)
+        handler.close()
     log.propagate = processes.is_main()
     for handler in (logging.StreamHandler(), logging.FileHandler(path)) if processes.is_main() else (logging.NullHandler(),):
         handler.setFormatter(form)

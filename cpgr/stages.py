@@ -54,8 +54,10 @@ class Generator(Protocol):
         """Probability that each label's text fits the crop of its box (ITM)."""
         ...
 
-    def judge(self, images: Images, proposals: LabelTable, expressions: Sequence[Expression]) -> dict[str, dict[str, torch.Tensor]]:
-        """By score name and expression id: log-scores [R] over the image's R proposals, in their order."""
+    def judge(
+        self, images: Images, proposals: LabelTable, expressions: Sequence[Expression], scores: Sequence[str]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """By score name (of those asked for) and expression id: log-scores [R] over the image's R proposals, in their order."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -87,7 +89,9 @@ class TrainedRefiner(Refiner, Protocol):
 class Grounder(Protocol):
     """Finds the region an expression names; its attention feeds the next Refinement."""
 
-    def fit(self, labels: LabelTable, images: Images, work: Path, validate=None) -> None: ...
+    def fit(self, labels: LabelTable, images: Images, work: Path, validate=None, length: float = 1.0) -> None:
+        """Train on the kept labels, `length` times as long as configured."""
+        ...
 
     def ground(self, queries: Sequence[Query]) -> Grounded: ...
 

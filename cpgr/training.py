@@ -6,6 +6,7 @@ training killed at any moment goes on where it was and ends with the same weight
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -145,14 +146,17 @@ def _cpu_flags() -> str:
 
 @dataclass
 class History:
-    """Losses by name, one value every `every` steps, and the validation scores."""
+    """Losses by name, one value every `every` steps, the validation scores, and the seconds and steps of the training
+    (validation not counted)."""
 
     every: int = 10
     losses: dict[str, list[float]] = field(default_factory=dict)
     validation: list[list[float]] = field(default_factory=list)  # [step, score]
+    seconds: float = 0.0
+    steps: int = 0
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"every": self.every, "losses": self.losses, "validation": self.validation}, indent=1))
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
 
 def train(
@@ -190,7 +194,7 @@ def train(
     batches = Batches(len(data), config.batch_size, steps, seed, state.step)
     loaded = ahead(_load(data, collate, batches, seed), config.prefetch)
     model.train()
-    saved = time.monotonic()
+    saved = clock = time.monotonic()
     try:
         for batch, scale in track(loaded, what, len(batches)):
             torch.manual_seed(_mixed(seed, state.step, processes.index()))  # a resumed run's dropout is that of a whole one
@@ -206,6 +210,7 @@ def train(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             state.note(shown)
+            state.history.seconds += time.monotonic() - clock
             if validate and config.validate_every and (state.step % config.validate_every == 0 or state.step == steps):
                 model.eval()
                 with state.averaged():
@@ -214,6 +219,7 @@ def train(
             if config.checkpoint_seconds and time.monotonic() - saved > config.checkpoint_seconds:
                 state.save(accelerator.is_main_process)
                 saved = time.monotonic()
+            clock = time.monotonic()
     except (KeyboardInterrupt, RuntimeError) as error:
         if isinstance(error, KeyboardInterrupt) or processes.lost(error):
             state.save(accelerator.is_main_process)
@@ -290,6 +296,7 @@ class _State:
     def note(self, losses: dict[str, float]) -> None:
         self._average()
         self.step += 1
+        self.history.steps = self.step
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % self.history.every == 0:
@@ -340,7 +347,7 @@ class _State:
         state = {
             "step": self.step, "weights": self.weights(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "sums": self.sums, "best": self.best, "average": self.average,
-            "history": [self.history.every, self.history.losses, self.history.validation],
+            "history": dataclasses.asdict(self.history),
         }  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
         try:
@@ -359,5 +366,5 @@ class _State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.step, self.sums, self.best, self.average = saved["step"], saved["sums"], saved["best"], saved["average"]
-        self.history = History(*saved["history"])
+        self.history = History(**saved["history"])
         log.info("going on at step %d", self.step)

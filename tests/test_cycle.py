@@ -62,9 +62,9 @@ class Refiner(Part):
 
 
 class Grounder(Part):
-    def fit(self, labels, images, work, validate=None):
+    def fit(self, labels, images, work, validate=None, length=1.0):
         self.note("fit")
-        self.weight = float(torch.rand(1)) + sum(row.scores["seen"] for row in labels)
+        self.weight = length * float(torch.rand(1)) + sum(row.scores["seen"] for row in labels)
 
     def ground(self, queries):
         return Grounded(torch.zeros(len(queries), 4), torch.zeros(len(queries)))

@@ -67,15 +67,22 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.memory) + len(self.offsets)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self.memory or key in self.offsets
+
+    def put(self, keys: Sequence[str], features: torch.Tensor) -> None:
+        """Keep features that were encoded elsewhere, [B, ...], under names of their own."""
+        for key, feature in zip(keys, features.cpu(), strict=True):
+            self._put(key, feature.contiguous())
+
     def add(self, images: Mapping[str, Image], what: str = "image features") -> None:
         """Encode the images that are not stored yet."""
-        missing = [image for image_id, image in images.items() if image_id not in self.memory and image_id not in self.offsets]
+        missing = [image for image_id, image in images.items() if image_id not in self]
         chunks = [missing[i : i + self.batch] for i in range(0, len(missing), self.batch)]
         rounds = [chunks[i : i + count()] for i in range(0, len(chunks), count())]
         for some in track(rounds, what):  # a chunk for each process, and everybody keeps all of them
             for chunk, features in joined([(chunk, self._encoded(chunk)) for chunk in share(some)]):
-                for image, feature in zip(chunk, features, strict=True):
-                    self._put(image.image_id, feature.contiguous())
+                self.put([image.image_id for image in chunk], features)
 
     @torch.no_grad()
     def _encoded(self, images: Sequence[Image]) -> torch.Tensor:

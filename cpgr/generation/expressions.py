@@ -36,7 +36,7 @@ class DatasetExpressions:
         """People wrote them of their images: all are taken for true."""
         return [1.0] * len(labels)
 
-    def judge(self, images: Images, proposals: LabelTable, expressions: Sequence[Expression]) -> dict[str, dict[str, torch.Tensor]]:
+    def judge(self, images: Images, proposals: LabelTable, expressions: Sequence[Expression], scores: Sequence[str] = ()) -> dict[str, dict[str, torch.Tensor]]:
         return {}
 
     def save(self, folder: Path) -> None:

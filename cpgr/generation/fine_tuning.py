@@ -52,7 +52,7 @@ class Groups(torch.utils.data.Dataset):
             same = [[a == b or s == t for b, t in zip(keys, words, strict=True)] for a, s in zip(keys, words, strict=True)]
             weights = torch.tensor([row.weight for row in rows], device=g.accelerator.device)
             batch["regions"] = {
-                "image": g._features([row.image_id for row in rows]), "boxes": g.boxes(rows), "texts": g.qformer_texts(words),
+                **g.region_inputs(rows)._asdict(), "texts": g.qformer_texts(words),
                 "prompt": g.prompts(rows), "target": g.targets(words), "same": torch.tensor(same, device=g.accelerator.device),
                 "weights": weights / weights.mean().clamp(min=1e-6),
             }  # fmt: skip
@@ -64,15 +64,20 @@ class Groups(torch.utils.data.Dataset):
         g = self.generator
         ids = list(dict.fromkeys(rows[0].image_id for rows in expressions))
         most = max(len(rows) for rows in expressions)
-        boxes, prior = torch.zeros(len(ids), most, 4), torch.zeros(len(expressions), most)
+        regions, prior = torch.full((len(ids), most), -1), torch.zeros(len(expressions), most)
+        shown: list[Label] = []  # an image's regions once, however many of its expressions are here
         for i, rows in enumerate(expressions):
-            boxes[ids.index(rows[0].image_id), : len(rows)] = g.boxes(rows).cpu()
+            at = ids.index(rows[0].image_id)
+            if regions[at, 0] < 0:
+                regions[at, : len(rows)] = torch.arange(len(shown), len(shown) + len(rows))
+                shown += rows
             prior[i, : len(rows)] = torch.tensor([row.scores["posterior"] for row in rows])
         device = g.accelerator.device
+        image, boxes, owner = g.region_inputs(shown)
         return {
-            "image": g._features(ids), "boxes": boxes.to(device), "prior": prior.to(device),
+            "image": image, "boxes": boxes, "regions": regions.to(device), "prior": prior.to(device),
             "texts": g.qformer_texts([rows[0].expression for rows in expressions]),
-            "owner": torch.tensor([ids.index(rows[0].image_id) for rows in expressions], device=device),
+            "owner": (g.owners([rows[0] for rows in expressions], ids), owner),
         }  # fmt: skip
 
 

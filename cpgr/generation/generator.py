@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +26,17 @@ from .objectives import Texts
 from .region_blip2 import RegionBlip2, clip_pixels
 from .settings import GenerationConfig
 from .templates import templates
+
+
+class RegionInputs(NamedTuple):
+    """Image features [I, S, V], boxes [R, 4] (None: each region is an image of its own) and owner [R] of R regions."""
+
+    image: torch.Tensor
+    boxes: torch.Tensor | None
+    owner: torch.Tensor
+
+
+SCORES = ("itg", "itc", "itm")  # what `judge` can tell
 
 
 class Blip2Generator:
@@ -173,6 +185,33 @@ class Blip2Generator:
     def _features(self, image_ids: Sequence[str]) -> torch.Tensor:
         return self.store[list(image_ids)].to(self.accelerator.device).float()
 
+    def region_inputs(self, labels: Sequence[Label]) -> RegionInputs:
+        """What the model reads of the labels' regions: their images and boxes or, with `crops`, what is cut out of them."""
+        if self.config.crops:
+            keys = [_crop_key(row) for row in labels]
+            unique = list(dict.fromkeys(keys))
+            where = {key: i for i, key in enumerate(unique)}
+            owner = torch.tensor([where[key] for key in keys], device=self.accelerator.device)
+            return RegionInputs(self._features(unique), None, owner)
+        ids = list(dict.fromkeys(row.image_id for row in labels))
+        return RegionInputs(self._features(ids), self.boxes(labels), self.owners(labels, ids))
+
+    def look_at(self, images: Images, labels: Iterable[Label]) -> None:
+        """Encode what the model will read of these regions, once."""
+        if not self.config.crops:
+            self.store.add({row.image_id: images[row.image_id] for row in labels}, "image features")
+            return
+        crops = {_crop_key(row): row for row in labels}
+        missing = [key for key in crops if key not in self.store]
+        for chunk in track(list(batches(missing, self.store.batch)), "crop features"):
+            frames = load_crops([(images[crops[key].image_id], crops[key].box) for key in chunk], self.store.size)
+            self.store.put(chunk, self._encode(frames))
+
+    def owners(self, labels: Sequence[Label], image_ids: Sequence[str]) -> torch.Tensor:
+        """Index in `image_ids` of each label's image, [R]."""
+        where = {image_id: i for i, image_id in enumerate(image_ids)}
+        return torch.tensor([where[row.image_id] for row in labels], device=self.accelerator.device)
+
     def boxes(self, labels: Sequence[Label]) -> torch.Tensor:
         rows = [[row.box[0] / row.width, row.box[1] / row.height, row.box[2] / row.width, row.box[3] / row.height] for row in labels]
         return torch.tensor(rows, dtype=torch.float32, device=self.accelerator.device).clamp(0, 1)
@@ -181,12 +220,12 @@ class Blip2Generator:
 
     def fit(self, labels: LabelTable, images: Images, work: Path) -> None:
         """Fine-tune on the last cycle's refined labels; nothing in the first cycle, which has none."""
-        if not len(labels.kept):
+        if not len(labels.kept) or not self.config.fine_tune:
             return
         texts = [row.expression for row in labels if row.expression_id or row.kept]
         if not (self.fitted and self.config.carry_over):
             self.build(texts)
-        self.store.add({i: images[i] for i in labels.by_image()}, "image features")
+        self.look_at(images, labels)
         data = Groups(labels, self)
         step = FineTuning(self)
         self.history = train(
@@ -214,7 +253,7 @@ class Blip2Generator:
 
     def _written(self, images: Images, proposals: LabelTable) -> list[Label]:
         decoding = self.config.decoding
-        self.store.add(images, "image features")
+        self.look_at(images, proposals)
         rows: list[Label] = []
         common = {
             "max_new_tokens": decoding.max_new_tokens, "min_new_tokens": decoding.min_new_tokens,
@@ -230,7 +269,7 @@ class Blip2Generator:
         for number, chunk in track(share(list(enumerate(batches(ordered, decoding.batch_size)))), "writing expressions"):
             seed_everything(seed, number)  # whichever process writes it
             with torch.no_grad(), self.accelerator.autocast():
-                queries = self.model.regions(self._features([r.image_id for r in chunk]), self.boxes(chunk))
+                queries = self.model.regions(*self.region_inputs(chunk))
                 prompt, mask = self.prompts(chunk)
                 made = [(chunk, self.model.write(queries, prompt, mask, num_beams=decoding.beams, do_sample=False, **common))]
                 if decoding.samples:
@@ -247,7 +286,23 @@ class Blip2Generator:
             if row.expression and key not in seen:
                 seen.add(key)
                 distinct.append(row)
-        return distinct
+        return self._ranked(distinct, decoding.best) if decoding.best else distinct
+
+    @torch.no_grad()
+    def _ranked(self, labels: list[Label], best: int) -> list[Label]:
+        """Each region's `best` texts by ITM on the region; the score stays with them."""
+        scored: list[Label] = []
+        for chunk in batches(labels, self.config.decoding.batch_size):
+            texts = self.qformer_texts([row.expression for row in chunk])
+            with self.accelerator.autocast():
+                inputs = self.region_inputs(chunk)
+                queries, _ = self.model.read(inputs.image, inputs.boxes, texts.ids, texts.mask, causal=False, owner=inputs.owner)
+                chances = self.model.match_logits(queries).softmax(-1)[:, 1]
+            scored += [row.keep(itm_region=c) for row, c in zip(chunk, chances.tolist(), strict=True)]
+        regions: dict[tuple, list[Label]] = {}
+        for row in scored:
+            regions.setdefault((row.image_id, row.region_id), []).append(row)
+        return [row for rows in regions.values() for row in sorted(rows, key=lambda row: -row.scores["itm_region"])[:best]]
 
     @torch.no_grad()
     def match(self, images: Images, labels: LabelTable) -> list[float]:
@@ -268,13 +323,16 @@ class Blip2Generator:
         return [chances[i] for i in range(len(labels))]
 
     @torch.no_grad()
-    def judge(self, images: Images, proposals: LabelTable, expressions: Sequence[Expression]) -> dict[str, dict[str, torch.Tensor]]:
-        """`itg`: log p(E | b_j) over the tokens; `itc`: similarity over temperature. Nothing before the first fit."""
-        if not self.fitted:
+    def judge(
+        self, images: Images, proposals: LabelTable, expressions: Sequence[Expression], scores: Sequence[str] = SCORES
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """`itg`: log p(E | b_j) over the tokens; `itc`: similarity over temperature; `itm`: log-odds of a match, a pass of its
+        own. Nothing before the first fit."""
+        if not self.fitted or not scores:
             return {}
-        self.store.add(images, "image features")
+        self.look_at(images, proposals)
         regions = proposals.by_image()
-        found: dict[str, dict[str, torch.Tensor]] = {"itg": {}, "itc": {}}
+        found: dict[str, dict[str, torch.Tensor]] = {name: {} for name in scores}
         asked = [e for e in expressions if e.image_id in regions]
         for chunk in track(share(list(batches(asked, 48))), "judging expressions"):
             rows = [row for e in chunk for row in regions[e.image_id]]
@@ -282,16 +340,25 @@ class Blip2Generator:
             which = torch.repeat_interleave(torch.arange(len(chunk)), torch.tensor(counts)).to(self.accelerator.device)
             texts = self.qformer_texts([e.text for e in chunk])
             with self.accelerator.autocast():
-                image, boxes = self._features([row.image_id for row in rows]), self.boxes(rows)
-                queries, out = self.model.read(image, boxes, texts.decoded[which], texts.mask[which], causal=True)
+                image, boxes, owner = self.region_inputs(rows)
+                queries, out = self.model.read(image, boxes, texts.decoded[which], texts.mask[which], causal=True, owner=owner)
                 likelihood = self.model.text_log_likelihood(out, texts.ids[which], texts.mask[which]).sum(1)
                 words = self.model.text_features(texts.ids, texts.mask)[which]
                 features = self.model.region_features(queries)
                 similar = torch.einsum("rkp,rp->rk", features, words).amax(1) / self.model.temperature.clamp(0.001, 0.5)
-            for name, scores in (("itg", likelihood), ("itc", similar)):
-                for e, part in zip(chunk, scores.float().cpu().split(counts), strict=True):
+                made = {"itg": likelihood, "itc": similar}
+                if "itm" in scores:
+                    joint, _ = self.model.read(image, boxes, texts.ids[which], texts.mask[which], causal=False, owner=owner)
+                    matched = self.model.match_logits(joint)
+                    made["itm"] = matched[:, 1] - matched[:, 0]
+            for name in scores:
+                for e, part in zip(chunk, made[name].float().cpu().split(counts), strict=True):
                     found[name][e.expression_id] = part
         return joined(found)
+
+
+def _crop_key(row: Label) -> str:
+    return f"{row.image_id}\t{row.region_id}"
 
 
 def _resize(language_model, embeddings, llm_words, words) -> None:

@@ -72,55 +72,63 @@ def matching_pairs(similarity: torch.Tensor, same: torch.Tensor) -> tuple[torch.
     return regions, torch.cat([rows, text_for[text_for >= 0], rows[region_for >= 0]])
 
 
-def matching(model: RegionBlip2, image, boxes, texts: Texts, similarity, same) -> torch.Tensor:
+def matching(model: RegionBlip2, image, boxes, texts: Texts, similarity, same, owner) -> torch.Tensor:
     """L_ITM: every pair, and per pair a hard negative text and a hard negative region, each with its own queries."""
     regions, words = matching_pairs(similarity, same)
-    queries, _ = model.read(image[regions], boxes[regions], texts.ids[words], texts.mask[words], causal=False)
-    target = (torch.arange(len(regions), device=image.device) < len(image)).long()
+    its_boxes = None if boxes is None else boxes[regions]
+    queries, _ = model.read(image, its_boxes, texts.ids[words], texts.mask[words], causal=False, owner=owner[regions])
+    target = (torch.arange(len(regions), device=image.device) < len(owner)).long()
     # one positive to two negatives, as BLIP-2 draws them: the mean over all is its loss
     return F.cross_entropy(model.match_logits(queries), target)
 
 
-def region_losses(model: RegionBlip2, image, boxes, texts: Texts, prompt, target, same, weights, smoothing: float = 0.1) -> dict:
+def region_losses(model: RegionBlip2, image, boxes, texts: Texts, prompt, target, same, weights, owner, smoothing: float = 0.1) -> dict:
     """The four losses of R labelled regions.
 
-    image [R, S, V], boxes [R, 4], prompt and target: (ids, mask) in the language model's tokens, same [R, R] pairs
+    image [I, S, V], owner [R] each region's image, boxes [R, 4], prompt and target: (ids, mask) in the language model's tokens, same [R, R] pairs
     that are no negatives, weights [R] of the labels (mean 1).
     """
-    queries, out = model.read(image, boxes, texts.decoded, texts.mask, causal=True)
+    queries, out = model.read(image, boxes, texts.decoded, texts.mask, causal=True, owner=owner)
     likelihood = model.text_log_likelihood(out, texts.ids, texts.mask)
     similarity = model.similarity(model.region_features(queries), model.text_features(texts.ids, texts.mask))
     return {
         "itc": contrast(similarity, same, smoothing),
-        "itm": matching(model, image, boxes, texts, similarity.detach(), same),
+        "itm": matching(model, image, boxes, texts, similarity.detach(), same, owner),
         "itg": (-likelihood.sum(1) / texts.mask[:, 1:].sum(1).clamp(min=1) * weights).mean(),
         "llm": (model.language_loss(queries, *prompt, *target) * weights).mean(),
     }
 
 
-def latent_losses(model: RegionBlip2, image, boxes, texts: Texts, prior, owner) -> dict:
+def latent_losses(model: RegionBlip2, image, boxes, texts: Texts, prior, owner, regions) -> dict:
     """Likelihood and contrast of expressions whose region is one of their image's, weighted by a prior.
 
-    image [I, S, V] and boxes [I, N, 4] of I images with N regions each (padded); texts of E expressions; prior
-    [E, N] sums to 1 over the true regions, 0 at padding; owner [E] is each expression's image.
+    The regions of I images, N at most each: regions [I, N] is each one's place in boxes [R, 4] (or None) and in the
+    list of owners that comes with them, -1 at padding; texts of E expressions; prior [E, N] sums to 1 over the true regions,
+    0 at padding; owner (each expression's image [E], each region's row of `image` [R]).
       itg_latent = -log sum_j pi_j p(E | b_j)            (per token, as ITG)
       itc_latent = -log softmax over images of [max-query similarity, log-sum over regions, own image under pi]
     """
-    images, count = boxes.shape[:2]
+    owner, shown = owner
+    images, count = regions.shape
     pairs = prior > 0
     expression, region = pairs.nonzero(as_tuple=True)
     where = owner[expression]
-    _, out = model.read(image[where], boxes[where, region], texts.decoded[expression], texts.mask[expression], causal=True)
+
+    def of(which):
+        return (None if boxes is None else boxes[which]), shown[which]
+
+    its_boxes, its_image = of(regions[where, region])
+    _, out = model.read(image, its_boxes, texts.decoded[expression], texts.mask[expression], causal=True, owner=its_image)
     log_p = model.text_log_likelihood(out, texts.ids[expression], texts.mask[expression]).sum(1)
     scores = prior.new_full(prior.shape, float("-inf"))
     scores[expression, region] = log_p + prior[expression, region].log()
     length = texts.mask[:, 1:].sum(1).clamp(min=1)
     generation = (-scores.logsumexp(1) / length).mean()
 
-    real = torch.zeros(images, count, dtype=torch.bool, device=boxes.device)
+    real = torch.zeros(images, count, dtype=torch.bool, device=regions.device)
     real.index_put_((where, region), torch.ones_like(where, dtype=torch.bool))
     at_image, at_region = real.nonzero(as_tuple=True)
-    features = model.region_features(model.regions(image[at_image], boxes[at_image, at_region]))
+    features = model.region_features(model.regions(image, *of(regions[at_image, at_region])))
     similarity = model.similarity(features, model.text_features(texts.ids, texts.mask)).t()  # [E, all regions]
     spread = prior.new_full((len(owner), images, count), float("-inf"))
     spread[:, at_image, at_region] = similarity - real.sum(1).float().log()[at_image]

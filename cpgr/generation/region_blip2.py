@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .shared_images import share_images
+
 QFORMER_LORA = r".*qformer\.encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|value)"
 LLM_LORA = r".*language_model\..*\.(q_proj|v_proj|SelfAttention\.q|SelfAttention\.v|EncDecAttention\.q|EncDecAttention\.v)"
 
@@ -69,6 +71,7 @@ class RegionBlip2(nn.Module):
     def __init__(self, captioner, parts: nn.ModuleDict):
         super().__init__()
         self.captioner, self.parts = captioner, parts
+        share_images(captioner.qformer)
         width = captioner.config.qformer_config.hidden_size
         self.region_queries = nn.Parameter(captioner.query_tokens.detach().clone().float())
         self.coordinates = CoordinateEmbedding(width)
@@ -127,17 +130,18 @@ class RegionBlip2(nn.Module):
         with torch.autocast(kind, enabled=False) if half else nullcontext():
             return self.blip2.qformer(**inputs).last_hidden_state
 
-    def regions(self, image: torch.Tensor, boxes: torch.Tensor | None) -> torch.Tensor:
-        """Query outputs [R, K, D] of image features [R, S, V]."""
-        return self.qformer(query_embeds=self.queries(boxes, len(image)), encoder_hidden_states=image)
+    def regions(self, image: torch.Tensor, boxes: torch.Tensor | None, owner: torch.Tensor | None = None) -> torch.Tensor:
+        """Query outputs [R, K, D] of image features [R, S, V], or of [I, S, V] with `owner` [R], each region's image."""
+        count = len(image) if owner is None else len(owner)
+        return self.qformer(query_embeds=self.queries(boxes, count), encoder_hidden_states=image, owner=owner)
 
-    def read(self, image, boxes, ids, mask, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass over queries and text: (query outputs [R, K, D], text outputs [R, T, D]).
+    def read(self, image, boxes, ids, mask, *, causal: bool, owner=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over queries and text: (query outputs [R, K, D], text outputs [R, T, D]). `owner` as in `regions`.
 
         causal=False: everything sees everything (ITM). causal=True: queries see queries, a text token sees all
         queries and the text up to itself (ITG); the query outputs are then those of `regions`.
         """
-        queries = self.queries(boxes, len(image))
+        queries = self.queries(boxes, len(ids))
         count, words = queries.shape[1], ids.shape[1]
         sequence = self.parts["embeddings"](input_ids=ids, query_embeds=queries)
         seen = torch.ones(len(ids), 1, count + words, count + words, dtype=torch.bool, device=ids.device)
@@ -146,7 +150,7 @@ class RegionBlip2(nn.Module):
             seen[:, :, :count, count:] = False
             seen[:, :, count:, count:] &= torch.ones(words, words, dtype=torch.bool, device=ids.device).tril()
         bias = torch.zeros(seen.shape, dtype=sequence.dtype, device=ids.device).masked_fill(~seen, torch.finfo(sequence.dtype).min)
-        out = self.qformer(query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image)
+        out = self.qformer(query_embeds=sequence, query_length=count, attention_mask=bias, encoder_hidden_states=image, owner=owner)
         return out[:, :count], out[:, count:]
 
     def text_features(self, ids, mask) -> torch.Tensor:

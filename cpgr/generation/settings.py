@@ -17,6 +17,7 @@ class DecodingConfig:
     Attributes:
         beams: Beams of the search (5 as RegionBLIP; 1 is greedy).
         samples: Further expressions a region drawn by nucleus sampling.
+        best: Keep the best so many of a region's texts by ITM on the region (0: all).
         top_p: Nucleus of the sampling.
         max_new_tokens: Longest expression in tokens (soft prompt and prefix not counted).
         min_new_tokens: Shortest expression in tokens.
@@ -27,6 +28,7 @@ class DecodingConfig:
 
     beams: int = 5
     samples: int = 0
+    best: int = 0
     top_p: float = 0.9
     max_new_tokens: int = 30
     min_new_tokens: int = 1
@@ -53,6 +55,8 @@ class GenerationConfig:
         image_size: Side of the square the image is stretched to; 0 takes the checkpoint's own.
         prefix: Give the language model the detector's `[Spat] [Attr] [Cls]` words first.
         coordinates: Add the coordinate embedding to the region queries; without it every region of an image is alike.
+        crops: Read every region as an image of its own, cut out and stretched, instead of by its coordinates.
+        fine_tune: Train from the second cycle on; without it the templates are every cycle's texts and nothing judges.
         latent: Train ITG and ITC on each true expression over all regions of its image, weighted by the last
             pairing, instead of on the chosen region alone.
         carry_over: Go on from the last cycle's LoRA instead of a fresh one.
@@ -80,6 +84,8 @@ class GenerationConfig:
     image_size: int = 0
     prefix: bool = True
     coordinates: bool = True
+    crops: bool = False
+    fine_tune: bool = True
     latent: bool = True
     carry_over: bool = False
     keep_templates: bool = False

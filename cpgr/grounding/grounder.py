@@ -153,7 +153,7 @@ class NetworkGrounder:
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def fit(self, labels: LabelTable, images: Images, work: Path, validate=None) -> None:
+    def fit(self, labels: LabelTable, images: Images, work: Path, validate=None, length: float = 1.0) -> None:
         rows = [row for row in labels.kept if row.box is not None and clean(row.expression)]
         if not rows:
             raise CpgrError("Grounding has no labels to train on: Refinement kept none (see refined.parquet for the reasons)")
@@ -162,6 +162,8 @@ class NetworkGrounder:
             self._take(self._build(rows))
         else:
             training = dataclasses.replace(training, learning_rate=training.learning_rate * self.config.warm_rate)
+        if length != 1:
+            training = dataclasses.replace(training, steps=max(1, round(length * training.step_count(len(rows)))))
         if self.store is not None:
             self.store.add({row.image_id: images[row.image_id] for row in rows}, "visual features")
         data, step = self._examples(rows, images), self._step()

@@ -233,13 +233,13 @@ class MAttNetGrounder(WordGrounder):
         self.attributes = json.loads((folder / ATTRIBUTES).read_text(encoding="utf-8"))
         return super()._restore(folder)
 
-    def fit(self, labels, images: Images, work: Path, validate=None) -> None:
+    def fit(self, labels, images: Images, work: Path, validate=None, length: float = 1.0) -> None:
         rows = [row for row in labels.kept if row.box is not None]
         if self.network is None or not self.config.warm_start:
             found = {row.image_id: images[row.image_id] for row in rows}
             counts = Counter(word for row in self._proposed(found) for word in row.attributes)
             self.attributes = _weights(counts.most_common(self.config.attributes))
-        super().fit(labels, images, work, validate)
+        super().fit(labels, images, work, validate, length)
 
     # -- regions ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import CpgrError
 from ..labels import Label
 from ..stages import Images
 from ..training import TrainingConfig
@@ -28,7 +29,8 @@ class TransVGConfig(GrounderConfig):
         vocabulary: `extend` adds the training expressions' words that the tokenizer breaks up, `keep` does not.
         loss_l1: Weight of the L1 term (1 as published; 5 suits the pointer head).
         loss_giou: Weight of the GIoU term (1 as published; 2 suits the pointer head).
-        weighting: `none`, or `cpl`: each batch's losses weighted by softmax(label weight / 8).
+        weighting: `none`; `weight`: each loss times its label's weight, over the batch's mean weight; `cpl`: each batch's
+            losses weighted by softmax(label weight / 8).
         network: Shape of the fusion network.
     """
 
@@ -52,6 +54,8 @@ class TransVGGrounder(NetworkGrounder):
 
     def __init__(self, config: TransVGConfig, accelerator, work: Path):
         super().__init__(config, accelerator, work)
+        if config.weighting not in ("none", "weight", "cpl"):
+            raise CpgrError(f"grounding.weighting: {config.weighting!r} is none of none, weight, cpl")
         self.tokenizer = None
 
     def _build(self, rows: Sequence[Label]) -> GroundingNetwork:
@@ -107,6 +111,8 @@ class TransVGGrounder(NetworkGrounder):
             losses = box_loss(output["boxes"], batch["boxes"], config.loss_l1, config.loss_giou)
         if config.weighting == "cpl":
             return {"loss": ((batch["weights"] / 8).softmax(0) * losses).sum()}
+        if config.weighting == "weight":
+            return {"loss": (batch["weights"] * losses).sum() / batch["weights"].sum().clamp(min=1e-6)}
         return {"loss": losses.mean()}
 
 

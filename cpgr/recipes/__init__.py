@@ -1,11 +1,14 @@
-"""Recipes: one module a system, each its parts put together for `cycle.run`. It holds no loop of its own."""
+"""Recipes: one module a system, each its parts put together for `cycle.run`. It holds no loop of its own.
+
+A module that declares `SEES_TRUTH` is given the training split's true boxes; no other can reach them.
+"""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 
-RECIPES = ("cpgr", "refclip", "student")
+RECIPES = ("cpgr", "refclip", "student", "supervised")
 CONFIGS = Path(__file__).parent / "configs"
 
 

@@ -23,6 +23,8 @@ class FilterConfig:
         power: Attention is raised to this power first (the other reading of the figure's superscript 3).
         inside: Least share of the attention inside the label's own region.
         margin: Least lead of the own region over the best other one, after the division, in shares of all regions.
+        rivals: Which regions the own one must lead: `all`, or `category`, those of its own class alone (a region without
+            such rivals leads by all it has).
         same_iou: Regions that overlap more than this count as the label's own.
         floor: `image`: an image that would lose every label keeps the one with the best margin; `region`: so does
             every region; `none`.
@@ -35,6 +37,7 @@ class FilterConfig:
     power: float = 1.0
     inside: float = 0.0
     margin: float = 0.0
+    rivals: str = "all"
     same_iou: float = 0.5
     floor: str = "image"
     gate: float = 0.6
@@ -68,7 +71,10 @@ def filter_labels(labels: list[Label], regions: list[Label], mass: torch.Tensor,
     same = box_iou(boxes, boxes)[own] > config.same_iou
     same[torch.arange(len(labels)), own] = True
     best_own = mass.masked_fill(~same, -1).amax(1)
-    best_other = mass.masked_fill(same, -1).amax(1).clamp(min=0)
+    out = same
+    if config.rivals == "category":
+        out = same | torch.tensor([[row.category != region.category for region in regions] for row in labels])
+    best_other = mass.masked_fill(out, -1).amax(1).clamp(min=0)
     margin = best_own - best_other
     rows = []
     for label, lead, share in zip(labels, margin.tolist(), inside.tolist(), strict=True):

@@ -30,7 +30,8 @@ class PairConfig:
 
     Attributes:
         rule: `product` multiplies the normalised scores below over the image's regions; `paper` takes the pseudo
-            expression with the greatest alpha * text + (1 - alpha) * attention.
+            expression with the greatest alpha * text + (1 - alpha) * attention; `correction` is CPL++'s released code: in later cycles the
+            grounding model's own box, moved to the nearest region by 0.3 where they overlap by less than 0.5; `none` pairs nothing.
         alpha: Share of the text match in the rule `paper` (1 is CPL; cycle 1 has no attention and takes 1).
         text_match: `words`, `vectors:FILE` or `transformers:NAME_OR_FOLDER`.
         dropped: What a text that Filtering dropped loses in similarity; 2 or more excludes it.
@@ -41,10 +42,12 @@ class PairConfig:
         own: Attention mass of the expression's map in the region.
         itg: Likelihood of the expression given the region, by the generator.
         itc: Contrast of the expression and the region, by the generator.
+        itm: Matching of the expression and the region, by the generator (a pass of its own; 0 leaves it out).
         word_fit: What each kind of word counts in `words`.
         least: Pairs with a smaller posterior are dropped.
         agree: Drop a pair where the generator's best region is not that of the text and attention scores.
         weighting: A pair's weight in training: `none` or its `posterior`.
+        true_text: Train Grounding on the pairs; without it they only choose pseudo expressions and judge.
         pseudo: Pseudo expressions that train with the pairs: `paired` (those an expression chose), `kept` (all that
             Filtering kept) or `none`.
     """
@@ -59,11 +62,16 @@ class PairConfig:
     own: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 0.2))
     itg: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 1.0))
     itc: ScoreConfig = field(default_factory=lambda: ScoreConfig(1.0, 1.0))
+    itm: ScoreConfig = field(default_factory=lambda: ScoreConfig(0.0, 1.0))
     word_fit: WordConfig = field(default_factory=WordConfig)
     least: float = 0.0
     agree: bool = False
     weighting: str = "none"
+    true_text: bool = True
     pseudo: str = "paired"
+
+
+JUDGES = ("itg", "itc", "itm")  # the scores that the generator gives
 
 
 def text_scores(expressions: list[torch.Tensor], labels: list[Label], vectors: list[torch.Tensor], regions: list[Label], dropped: float):
@@ -122,12 +130,24 @@ def pair(expression, chances: torch.Tensor, scores: dict[str, torch.Tensor], reg
         chosen = chosen.drop("pairing: no region fits well enough")
     elif config.agree and _disagree(scores, config):
         chosen = chosen.drop("pairing: the scores disagree")
+    if not config.true_text and chosen.kept:
+        chosen = chosen.drop("pairing: true expressions do not train")
     rows[best] = chosen
     return rows
 
 
+def corrected(row: Label, predicted: list[float], iou: float) -> Label:
+    """CPL++'s association correction (reference 2.4): the predicted box, or 0.3 of the nearest region's and 0.7 of it.
+
+    row: the pair with the region nearest to the prediction; iou: their overlap.
+    """
+    if iou >= 0.5:
+        return replace(row, box=list(predicted))
+    return replace(row, box=[0.3 * p + 0.7 * b for p, b in zip(row.box, predicted, strict=True)])
+
+
 def _disagree(scores: dict[str, torch.Tensor], config: PairConfig) -> bool:
-    judges = {n: v[None] for n, v in scores.items() if n in ("itg", "itc")}
+    judges = {n: v[None] for n, v in scores.items() if n in JUDGES}
     others = {n: v[None] for n, v in scores.items() if n not in judges}
     if not judges or not others:
         return False

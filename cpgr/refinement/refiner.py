@@ -6,15 +6,16 @@ import logging
 from dataclasses import dataclass, field
 
 import torch
-from cpgr_kernels import region_attention
+from cpgr_kernels import box_iou, region_attention
 
 from ..data.records import Expression, Split
+from ..errors import CpgrError
 from ..labels import Label, LabelTable
 from ..progress import track
 from ..regions import Frame
 from ..stages import Generator, Grounder, Query
 from .filtering import FilterConfig, filter_labels, region_mass
-from .pairing import PairConfig, map_likeness, pair, posterior, text_scores
+from .pairing import JUDGES, PairConfig, corrected, map_likeness, pair, posterior, text_scores
 from .text_match import TextMatch
 from .words import WordFit
 
@@ -39,6 +40,15 @@ class AttentionRefiner:
 
     def __init__(self, config: RefinementConfig):
         self.config = config
+        for value, name, known in (
+            (config.pairing.rule, "pairing.rule", ("product", "paper", "correction", "none")),
+            (config.pairing.weighting, "pairing.weighting", ("none", "posterior")),
+            (config.pairing.pseudo, "pairing.pseudo", ("paired", "kept", "none")),
+            (config.filtering.floor, "filtering.floor", ("image", "region", "none")),
+            (config.filtering.rivals, "filtering.rivals", ("all", "category")),
+        ):
+            if value not in known:
+                raise CpgrError(f"refinement.{name}: {value!r} is none of {', '.join(known)}")
         self.text_match = TextMatch(config.pairing.text_match)
         self.word_fit = WordFit(config.pairing.word_fit, self.text_match)
 
@@ -50,7 +60,10 @@ class AttentionRefiner:
             basic = self._gate(basic, split, generator)
         # asked for together: an image is encoded once for its pseudo expressions and its true ones
         maps = _maps(grounder, split, [*basic, *split.expressions]) if grounder else {}
-        judged = generator.judge(split.images, proposals, split.expressions)
+        pairing = self.config.pairing
+        asked = [name for name in JUDGES if getattr(pairing, name).weight] if pairing.rule == "product" else []
+        judged = generator.judge(split.images, proposals, split.expressions, asked) if asked else {}
+        answers = _answers(grounder, split) if grounder and pairing.rule == "correction" else {}
         vectors = self.text_match.embed([row.expression for row in basic] + [e.text for e in split.expressions])
         labels, expressions = basic.by_image(), split.by_image()
         rows: list[Label] = []
@@ -59,7 +72,7 @@ class AttentionRefiner:
             texts = list(labels.get(image_id, LabelTable()))
             if grounder and self.config.filtering.enabled and texts:
                 texts = self._filter(texts, regions, maps)
-            rows += self._pair(expressions.get(image_id, []), texts, regions, vectors, maps, judged, cycle)
+            rows += self._pair(expressions.get(image_id, []), texts, regions, vectors, maps, judged, answers, cycle)
         return LabelTable(rows)
 
     def _gate(self, basic: LabelTable, split: Split, generator: Generator) -> LabelTable:
@@ -79,9 +92,9 @@ class AttentionRefiner:
         mass = region_mass(stacked, regions, *attention, config)
         return filter_labels(texts, regions, mass, _inside(stacked, texts, *attention), config)
 
-    def _pair(self, expressions: list[Expression], texts, regions, vectors, found_maps, judged, cycle):
+    def _pair(self, expressions: list[Expression], texts, regions, vectors, found_maps, judged, answers, cycle):
         config = self.config.pairing
-        if not expressions:
+        if not expressions or config.rule == "none":
             return self._settle(texts, set())
         asked = [vectors[e.text] for e in expressions]
         similar, which = text_scores(asked, texts, [vectors[t.expression] for t in texts], regions, config.dropped)
@@ -97,8 +110,13 @@ class AttentionRefiner:
                 scores["attention"] = likeness.gather(1, which.clamp(min=0)).masked_fill(which < 0, 0.0)
         for name, found in judged.items():
             scores[name] = torch.stack([found[e.expression_id] for e in expressions])
-        if config.rule == "paper":
-            alpha = config.alpha if "attention" in scores else 1.0
+        overlaps = None
+        if answers:
+            boxes = torch.tensor([row.box for row in regions], dtype=torch.float64)
+            overlaps = box_iou(torch.stack([answers[e.expression_id] for e in expressions]).double(), boxes)
+            chances = overlaps / overlaps.sum(1, keepdim=True).clamp(min=1e-12)
+        elif config.rule in ("paper", "correction"):
+            alpha = config.alpha if config.rule == "paper" and "attention" in scores else 1.0
             combined = alpha * similar + (1 - alpha) * scores.get("attention", torch.zeros_like(similar))
             chances = (combined / config.text.temperature).softmax(-1)
         else:
@@ -106,6 +124,9 @@ class AttentionRefiner:
         rows, chosen = [], set()
         for i, expression in enumerate(expressions):
             mine = pair(expression, chances[i], {n: v[i] for n, v in scores.items()}, regions, config, cycle)
+            if overlaps is not None:
+                best = int(chances[i].argmax())
+                mine[best] = corrected(mine[best], answers[expression.expression_id].tolist(), float(overlaps[i, best]))
             rows += mine
             for j, row in enumerate(mine):
                 if row.kept and which[i, j] >= 0:
@@ -120,6 +141,12 @@ class AttentionRefiner:
         if rule == "none":
             return [t.drop("pairing: pseudo expressions do not train") if t.kept else t for t in texts]
         return [t if not t.kept or i in chosen else t.drop("pairing: no expression chose it") for i, t in enumerate(texts)]
+
+
+def _answers(grounder: Grounder, split: Split) -> dict[str, torch.Tensor]:
+    """The grounding model's box of every expression, by its id."""
+    boxes = grounder.ground([Query(split.images[e.image_id], e.text) for e in split.expressions]).boxes
+    return {e.expression_id: box for e, box in zip(split.expressions, boxes, strict=True)}
 
 
 def _key(item) -> tuple:

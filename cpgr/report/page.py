@@ -19,6 +19,7 @@ def render(run: RunFolder) -> str:
         "Results": sections.headline(run),
         "Accuracy": sections.accuracy(run),
         "Labels": sections.label_quality(run),
+        "Texts": sections.text_quality(run),
         "Dropped labels": sections.outcomes(run),
         "Gallery": gallery(run),
         "Losses": sections.losses(run),

@@ -14,6 +14,11 @@ QUALITY = {
     "pairing_hit_rate": ("pairing hit rate", "training expressions whose chosen region has an IoU of at least 0.5 with the true box"),
     "proposal_recall": ("proposal recall", "the same for the best proposal: the most that pairing can reach"),
 }
+TEXT_KINDS = {"all": "all made texts", "generated": "texts the model wrote", "template": "templates"}
+TEXT_QUALITY = {
+    "centrality": ("Region-Centrality", "share that is true of its region"),
+    "discrimination": ("Reference-Discrimination", "share that is true of its region and of no other object of the image"),
+}
 CHOICES = {
     "largest": "the largest region", "best_scored": "the region the detector is surest of", "named_class": "a region of the named class",
     "random": "any region",
@@ -117,6 +122,21 @@ def _baselines(run: RunFolder) -> str:
         caption = f"Cycle {cycle}: pairing of {found['count']:,} true expressions of {found.get('images', 0):,} images beside simpler choices"
         parts.append(table(["choice", "hit rate", "pairing minus it", "95 % interval over images"], rows, caption))
     return "".join(parts)
+
+
+def text_quality(run: RunFolder) -> str:
+    """Region-Centrality and Reference-Discrimination of the made expressions, before and after Filtering."""
+    rows_of = {c.number: c.metrics.get("texts") or {} for c in run.finished}
+    kinds = [kind for kind in TEXT_KINDS if any(kind in found for found in rows_of.values())]
+    rows = []
+    for kind in kinds:
+        for key, (name, meaning) in TEXT_QUALITY.items():
+            cells = []
+            for found in rows_of.values():
+                shares = [percent(found.get(kind, {}).get(stage, {}).get(key)) for stage in ("before", "after")]
+                cells.append(" → ".join(shares))
+            rows.append([f'{safe(TEXT_KINDS[kind])}: {safe(name)}<small class="meaning">{safe(meaning)}</small>', *cells])
+    return table(["before → after Filtering", *(f"cycle {n}" for n in rows_of)], rows) if rows else ""
 
 
 def outcomes(run: RunFolder) -> str:

@@ -62,7 +62,7 @@ def test_fit_write_judge_save_load(accelerator, tmp_path, small_world, small_pro
     assert len(keys) == len(set(keys)) and all(row.expression for row in made)
     judged = generator.judge(split.images, small_proposals, split.expressions)
     regions = small_proposals.by_image()
-    for name in ("itg", "itc"):
+    for name in ("itg", "itc", "itm"):
         assert all(len(judged[name][e.expression_id]) == len(regions[e.image_id]) for e in split.expressions)
     assert max(float(v.max()) for v in judged["itg"].values()) < 0
 
@@ -88,7 +88,7 @@ def test_judging_does_not_depend_on_the_company(accelerator, tmp_path, small_wor
 
 @pytest.mark.parametrize("changes", [
     {"latent": False}, {"prefix": False}, {"coordinates": False}, {"lora": LoraSettings(qformer=False)}, {"lora": LoraSettings(llm=False)},
-    {"lora": LoraSettings(qformer=False, llm=False)},
+    {"lora": LoraSettings(qformer=False, llm=False)}, {"crops": True},
 ], ids=str)  # fmt: skip
 def test_every_part_can_be_left_out(accelerator, tmp_path, small_world, small_proposals, refined, changes):
     _, split, _ = small_world
@@ -101,6 +101,25 @@ def test_every_part_can_be_left_out(accelerator, tmp_path, small_world, small_pr
     assert all(torch.equal(a["itg"][k], b["itg"][k]) for k in a["itg"])
     if changes == {"coordinates": False}:  # all regions of an image are then alike
         assert all(float(v.std()) < 1e-3 for v in a["itg"].values() if len(v) > 1)
+
+
+def test_the_best_samples_by_itm(accelerator, tmp_path, small_world, small_proposals, refined):
+    _, split, _ = small_world
+    decoding = DecodingConfig(beams=1, samples=3, max_new_tokens=6)
+    texts = {}
+    for best in (0, 1):
+        generator = make(accelerator, tmp_path / str(best), refined, split, decoding=replace(decoding, best=best))
+        seed_everything("write")
+        for row in generator.generate(split.images, small_proposals):
+            texts.setdefault(best, {}).setdefault((row.image_id, row.region_id), []).append(row)
+    assert all(len(rows) == 1 for rows in texts[1].values()) and any(len(rows) > 1 for rows in texts[0].values())
+    assert all(texts[1][k][0].expression in [row.expression for row in texts[0][k]] and "itm_region" in texts[1][k][0].scores for k in texts[1])
+
+
+def test_without_fine_tuning_the_templates_stay(accelerator, tmp_path, small_world, small_proposals, refined):
+    _, split, _ = small_world
+    generator = make(accelerator, tmp_path, refined, split, fine_tune=False)
+    assert not generator.fitted and {row.kind for row in generator.generate(split.images, small_proposals)} == {"template"}
 
 
 def test_the_image_encoder_runs_once_an_image(accelerator, tmp_path, small_world, small_proposals, refined, monkeypatch):
@@ -141,7 +160,7 @@ def test_words_no_checkpoint_knows_are_learnt(accelerator, tmp_path, small_world
 
 
 def test_a_matcher_of_another_shape_is_refused(tmp_path):
-    from cpgr.pretrain import make_blip2
+    from cpgr.pretrain.blip2 import make_blip2
     from transformers import Blip2ForImageTextRetrieval
 
     _, matcher, _, _ = make_blip2(["a"], tmp_path)

@@ -6,7 +6,7 @@ from torch import nn
 
 from cpgr.generation.objectives import Texts, contrast, hard_negatives, latent_losses, matching
 from cpgr.generation.region_blip2 import LoraSettings, RegionBlip2
-from cpgr.pretrain import make_blip2
+from cpgr.pretrain.blip2 import make_blip2
 
 WORDS = "a red blue green circle square left right top of the".split()
 
@@ -131,7 +131,7 @@ def test_matching_gives_every_sample_its_own_queries(made, image):
     nn.init.normal_(model.coordinates.outer.weight, std=0.1)
     boxes = BOXES.clone().requires_grad_()
     texts = encode(words, ["red circle", "blue square", "green circle"])
-    loss = matching(model, image, boxes, texts, torch.zeros(3, 3), torch.eye(3, dtype=torch.bool))
+    loss = matching(model, image, boxes, texts, torch.zeros(3, 3), torch.eye(3, dtype=torch.bool), torch.arange(3))
     (gradient,) = torch.autograd.grad(loss, boxes)
     assert (gradient.abs().sum(1) > 0).all()
     nn.init.zeros_(model.coordinates.outer.weight)
@@ -144,7 +144,9 @@ def test_latent_likelihood_is_the_marginal(made, image):
     texts = encode(words, ["red circle left", "blue square"])
     boxes = BOXES[None].repeat(2, 1, 1)
     prior = torch.tensor([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0]])
-    losses = latent_losses(model, image[:2], boxes, texts, prior, torch.tensor([0, 1]))
+    places = torch.arange(6).view(2, 3)
+    owners = torch.tensor([0, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
+    losses = latent_losses(model, image[:2], boxes.flatten(0, 1), texts, prior, owners, places)
     total = 0.0
     for e in range(2):
         chance = 0.0
@@ -155,6 +157,21 @@ def test_latent_likelihood_is_the_marginal(made, image):
         total -= chance.log() / texts.mask[e, 1:].sum()
     torch.testing.assert_close(losses["itg_latent"], total / 2, atol=1e-4, rtol=1e-4)
     assert torch.isfinite(losses["itc_latent"])
+    nn.init.zeros_(model.coordinates.outer.weight)
+
+
+@torch.no_grad()
+def test_an_image_is_read_once_for_all_its_regions(made, image):
+    """`owner` gives what a copy of the image for every region gives."""
+    model, _, words = made
+    nn.init.normal_(model.coordinates.outer.weight, std=0.1)
+    texts, owner = encode(words, ["red circle left", "blue square", "green circle"]), torch.tensor([1, 0, 1])
+    for causal in (True, False):
+        shared = model.read(image[:2], BOXES, texts.ids, texts.mask, causal=causal, owner=owner)
+        copied = model.read(image[:2][owner], BOXES, texts.ids, texts.mask, causal=causal)
+        for one, other in zip(shared, copied, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.regions(image[:2], BOXES, owner), model.regions(image[:2][owner], BOXES), atol=1e-5, rtol=1e-5)
     nn.init.zeros_(model.coordinates.outer.weight)
 
 

@@ -1,5 +1,7 @@
 """Filtering on maps whose answer is known by hand."""
 
+from dataclasses import replace
+
 import torch
 
 from cpgr.labels import Label
@@ -69,3 +71,13 @@ def test_floor_keeps_the_best_margin():
     assert [r.kept for r in filter_labels(labels, REGIONS, mass, inside, FilterConfig(floor="image"))] == [False, True, False]
     assert [r.kept for r in filter_labels(labels, REGIONS, mass, inside, FilterConfig(floor="region"))] == [False, True, True]
     assert not any(r.kept for r in filter_labels(labels, REGIONS, mass, inside, FilterConfig(floor="none")))
+
+
+def test_rivals_of_the_own_class_alone():
+    regions = [region(0, [0, 0, 32, 32]), region(1, [64, 64, 128, 128]), region(2, [0, 64, 32, 96])]
+    regions = [replace(r, category=c) for r, c in zip(regions, ("cup", "star", "cup"), strict=True)]
+    labels = [replace(regions[0], expression="left cup")]
+    mass = torch.tensor([[0.3, 0.6, 0.1]])
+    for rivals, margin, kept in (("all", -0.3, False), ("category", 0.2, True)):
+        found = filter_labels(labels, regions, mass, torch.tensor([0.3]), FilterConfig(rivals=rivals, floor="none"))
+        assert found[0].kept == kept and abs(found[0].scores["attention_margin"] - margin) < 1e-6

@@ -6,7 +6,8 @@ import torch
 from cpgr.data.records import Expression
 from cpgr.errors import CpgrError
 from cpgr.labels import Label
-from cpgr.refinement.pairing import PairConfig, ScoreConfig, map_likeness, pair, posterior, text_scores
+from cpgr.refinement.pairing import PairConfig, ScoreConfig, corrected, map_likeness, pair, posterior, text_scores
+from cpgr.refinement.refiner import AttentionRefiner, RefinementConfig
 from cpgr.refinement.text_match import TextMatch
 
 REGIONS = [Label("1", "1.jpg", 100, 100, box=[j * 10, 0, j * 10 + 10, 10], region_id=j) for j in range(3)]
@@ -76,3 +77,23 @@ def test_word_vectors_from_a_file(tmp_path):
         TextMatch(f"vectors:{tmp_path / 'bad.npz'}")
     with pytest.raises(CpgrError, match="unknown text match"):
         TextMatch("glove")
+
+
+def test_pairs_that_only_choose_do_not_train():
+    chances = torch.tensor([0.2, 0.7, 0.1])
+    rows = pair(EXPRESSION, chances, {"text": chances}, REGIONS, PairConfig(true_text=False), cycle=1)
+    assert not any(row.kept for row in rows) and rows[1].reason == "pairing: true expressions do not train"
+
+
+def test_correction_is_cpl_plus_pluss():
+    row = Label("1", "1.jpg", 100, 100, box=[0.0, 0.0, 10.0, 10.0])
+    assert corrected(row, [1.0, 1.0, 9.0, 9.0], 0.64).box == [1.0, 1.0, 9.0, 9.0]
+    assert corrected(row, [10.0, 0.0, 20.0, 10.0], 0.0).box == pytest.approx([7.0, 0.0, 17.0, 10.0])
+
+
+@pytest.mark.parametrize("part, name", [("pairing", "rule"), ("pairing", "pseudo"), ("filtering", "floor"), ("filtering", "rivals")])
+def test_an_unknown_choice_is_refused(part, name):
+    config = RefinementConfig()
+    setattr(getattr(config, part), name, "nonsense")
+    with pytest.raises(CpgrError, match=f"refinement.{part}.{name}: 'nonsense' is none of"):
+        AttentionRefiner(config)
