@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .data.records import Expression
+from .data.records import Expression, Split
 from .labels import Label, LabelTable
 from .stages import Attention, Generator, Grounded, Grounder, Images, Query
 from .training import seed_everything
@@ -58,13 +58,14 @@ class CrossFittedGenerator(_Folded):
         trained = [part.history for part in self.parts if getattr(part, "history", None)]
         self.history = trained[0] if trained else None
 
-    def generate(self, images: Images, proposals: LabelTable) -> LabelTable:
+    def generate(self, split: Split, proposals: LabelTable) -> LabelTable:
         made: list[Label] = []
         for i, part in enumerate(self.parts):
-            mine = {image_id: image for image_id, image in images.items() if self._fold(image_id) == i}
+            mine = {image_id: image for image_id, image in split.images.items() if self._fold(image_id) == i}
             if mine:
-                made += part.generate(mine, proposals.where(lambda row, i=i: self._fold(row.image_id) == i)).rows
-        order = {image_id: k for k, image_id in enumerate(images)}
+                own = Split(split.name, mine, [e for e in split.expressions if e.image_id in mine])
+                made += part.generate(own, proposals.where(lambda row, i=i: self._fold(row.image_id) == i)).rows
+        order = {image_id: k for k, image_id in enumerate(split.images)}
         return LabelTable(sorted(made, key=lambda row: (order[row.image_id], row.region_id)))
 
     def match(self, images: Images, labels: LabelTable) -> list[float]:

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpgr.data.records import Expression, Image
+from cpgr.data.records import Expression, Split, Image
 from cpgr.folds import CrossFittedGenerator, CrossFittedGrounder, fold_of
 from cpgr.labels import Label, LabelTable
 from cpgr.stages import Attention, Grounded, Query
 
 IMAGES = {str(i): Image(str(i), f"{i}.png", Path(f"{i}.png"), 10, 10) for i in range(12)}
 LABELS = LabelTable(Label(i, "", 10, 10, [0, 0, 5, 5], expression=f"text {i}", region_id=0) for i in IMAGES)
+EXPRESSIONS = [Expression(f"e{i}", i, "x") for i in IMAGES]
 
 
 class Part:
@@ -25,9 +26,9 @@ class Part:
     def fit(self, labels, images, work, validate=None, length=1.0):
         self.seen, self.length = {row.image_id for row in labels}, length
 
-    def generate(self, images, proposals):
-        assert not self.seen & set(images)
-        return LabelTable(row for row in proposals if row.image_id in images)
+    def generate(self, split, proposals):
+        assert not self.seen & set(split.images) and all(e.image_id in split.images for e in split.expressions)
+        return LabelTable(row for row in proposals if row.image_id in split.images)
 
     def match(self, images, labels):
         assert not self.seen & {row.image_id for row in labels}
@@ -61,9 +62,9 @@ def test_the_generator_answers_for_what_it_has_not_seen(tmp_path):
     generator = CrossFittedGenerator(Part, 2)
     generator.fit(LABELS, IMAGES, tmp_path)
     assert generator.parts[0].seen | generator.parts[1].seen == set(IMAGES) and all(p.seen for p in generator.parts)
-    assert [row.image_id for row in generator.generate(IMAGES, LABELS)] == list(IMAGES)
+    assert [row.image_id for row in generator.generate(Split("", IMAGES, EXPRESSIONS), LABELS)] == list(IMAGES)
     assert generator.match(IMAGES, LABELS) == [float(i) for i in IMAGES]
-    judged = generator.judge(IMAGES, LABELS, [Expression(f"e{i}", i, "x") for i in IMAGES], ["itg"])
+    judged = generator.judge(IMAGES, LABELS, EXPRESSIONS, ["itg"])
     assert {e: float(v) for e, v in judged["itg"].items()} == {f"e{i}": float(i) for i in IMAGES}
 
 

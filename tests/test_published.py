@@ -16,7 +16,8 @@ def published(tmp_path_factory, small_world):
     from transformers import BertConfig, BertModel, DetrConfig, DetrForObjectDetection, ResNetConfig
     from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
-    from cpgr.pretrain import bert_tokenizer, make_blip2
+    from cpgr.pretrain.blip2 import make_blip2
+    from cpgr.pretrain.words import bert_tokenizer
 
     root = tmp_path_factory.mktemp("published")
     world = small_world[0]

@@ -11,7 +11,7 @@ from cpgr.generation import attention
 from cpgr.generation.checkpoints import DECODER, HEAD, assemble, load_blip2
 from cpgr.generation.published import CAPTIONERS, captioner_config, matcher_config, random_models
 from cpgr.generation.region_blip2 import LoraSettings, RegionBlip2
-from cpgr.pretrain import make_blip2
+from cpgr.pretrain.blip2 import make_blip2
 
 WORDS = "a red blue circle square left of the".split()
 

@@ -110,7 +110,7 @@ def test_the_best_samples_by_itm(accelerator, tmp_path, small_world, small_propo
     for best in (0, 1):
         generator = make(accelerator, tmp_path / str(best), refined, split, decoding=replace(decoding, best=best))
         seed_everything("write")
-        for row in generator.generate(split.images, small_proposals):
+        for row in generator.generate(split, small_proposals):
             texts.setdefault(best, {}).setdefault((row.image_id, row.region_id), []).append(row)
     assert all(len(rows) == 1 for rows in texts[1].values()) and any(len(rows) > 1 for rows in texts[0].values())
     assert all(texts[1][k][0].expression in [row.expression for row in texts[0][k]] and "itm_region" in texts[1][k][0].scores for k in texts[1])
@@ -119,7 +119,7 @@ def test_the_best_samples_by_itm(accelerator, tmp_path, small_world, small_propo
 def test_without_fine_tuning_the_templates_stay(accelerator, tmp_path, small_world, small_proposals, refined):
     _, split, _ = small_world
     generator = make(accelerator, tmp_path, refined, split, fine_tune=False)
-    assert not generator.fitted and {row.kind for row in generator.generate(split.images, small_proposals)} == {"template"}
+    assert not generator.fitted and {row.kind for row in generator.generate(split, small_proposals)} == {"template"}
 
 
 def test_the_image_encoder_runs_once_an_image(accelerator, tmp_path, small_world, small_proposals, refined, monkeypatch):

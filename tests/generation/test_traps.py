@@ -134,6 +134,7 @@ def region_batch(generator, image):
     return {
         "image": image, "boxes": BOXES, "texts": generator.qformer_texts(TEXTS), "prompt": generator.prompts(labels()),
         "target": generator.targets(TEXTS), "same": torch.eye(3, dtype=torch.bool), "weights": torch.ones(3),
+        "owner": torch.arange(3),
     }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def test_texts_end_as_the_captioner_ends_them(generator):
     assert ids[0, -1] == newline != generator.llm_words.eos_token_id and mask.all()
     asked = {}
     generator.model.write = lambda *_, **decoding: asked.update(decoding) or torch.zeros(3, 1, dtype=torch.long)
-    generator.store = SimpleNamespace(add=lambda *_: None)
+    generator.look_at = lambda *_: None
     generator._features, generator.fitted = lambda ids: torch.randn(len(ids), 65, 128), True
     generator._written({}, LabelTable(labels()))
     assert asked["eos_token_id"] == newline
@@ -212,12 +213,12 @@ def test_itm_with_per_sample_queries(generator, image):
     texts = generator.qformer_texts(TEXTS)
     everything = torch.ones(3, 3, dtype=torch.bool)  # no negatives: the loss is the mean over the pairs alone
     with torch.no_grad():
-        loss = matching(model, image, BOXES, texts, torch.zeros(3, 3), everything)
+        loss = matching(model, image, BOXES, texts, torch.zeros(3, 3), everything, torch.arange(3))
         own = []
         for i in range(3):
             queries, _ = model.read(image[i : i + 1], BOXES[i : i + 1], texts.ids[i : i + 1], texts.mask[i : i + 1], causal=False)
             own.append(F.cross_entropy(model.match_logits(queries), torch.ones(1, dtype=torch.long)))
-        broadcast = matching(model, image, BOXES[:1].expand(3, -1), texts, torch.zeros(3, 3), everything)
+        broadcast = matching(model, image, BOXES[:1].expand(3, -1), texts, torch.zeros(3, 3), everything, torch.arange(3))
     torch.testing.assert_close(loss, torch.stack(own).mean(), atol=1e-5, rtol=1e-5)
     assert abs(loss - broadcast) > 1e-4
 
@@ -280,5 +281,5 @@ def test_the_order_of_decoding_changes_no_text(accelerator, tmp_path, small_worl
     for decoding in (DecodingConfig(1, by_length=True, batch_size=5, max_new_tokens=4), DecodingConfig(1, by_length=False, batch_size=7, max_new_tokens=4)):
         generator = build(accelerator, tmp_path, decoding=decoding)
         generator.fitted = True
-        made.append(list(generator.generate(small_world[1].images, small_proposals)))
+        made.append(list(generator.generate(small_world[1], small_proposals)))
     assert made[0] == made[1]
