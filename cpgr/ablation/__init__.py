@@ -79,11 +79,11 @@ def base_config(name: str | None, options: list[str]) -> dict[str, Any]:
     import yaml
 
     from .. import recipes
-    from ..config import make_parser, named_config
+    from ..config import make_parser, name_configs
 
     parser = make_parser(recipes.load("cpgr").Config, "cpgr", "python -m cpgr.run ablation: base config of")
-    given = parser.parse_args((["--config", named_config(name)] if name else []) + options)
-    for key in ("config", "out", "resume", "recipe"):
+    given = parser.parse_args(name_configs((["--config", name] if name else []) + options))
+    for key in ("config", "base", "out", "resume", "recipe"):
         given.pop(key, None)
     return yaml.safe_load(parser.dump(given))
 
