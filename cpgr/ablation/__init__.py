@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from .. import processes
 from ..errors import CpgrError
 from .arms import BASE, STOPS, Arm, arms
 from .table import Result, read_result, write_tables
@@ -31,6 +32,8 @@ An arm may be a group (cycles, parts, attention, levers, baselines) or `all`; th
 
 def command(argv: list[str], prog: str) -> int:
     """Parse, run, and write the tables; 1 where an arm failed."""
+    if processes.count() > 1:
+        raise CpgrError("the ablation takes one process: start it with plain python")
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="the base: a YAML file or the name of a shipped config (default: the default run)")
     parser.add_argument("--arms", default="all", help="names or groups, by commas (default: all)")
