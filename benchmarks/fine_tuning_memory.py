@@ -119,6 +119,7 @@ class Step:
             "image": torch.randn(count, cells, vision.hidden_size, device=device), "boxes": torch.rand(count, 4, device=device),
             "texts": Texts(*ids(WORDS), 2), "prompt": ids(PREFIX), "target": ids(WORDS),
             "same": torch.eye(count, dtype=torch.bool, device=device), "weights": torch.ones(count, device=device),
+            "owner": torch.arange(count, device=device),
         }  # fmt: skip
 
     def run(self) -> None:

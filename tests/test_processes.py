@@ -17,7 +17,10 @@ import pytest
 from cpgr.data.scenes.write import write_scenes
 from cpgr.labels import LabelTable
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.environ.get("CPGR_SEVERAL_PROCESSES"), reason="trainings by several processes hang at times; see run.execute"),
+]
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
