@@ -55,7 +55,6 @@ def test_labels_that_are_not_there_are_named(world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="one of the two slow tests of students fails; not looked into yet")
 @pytest.mark.parametrize("student", list(SMALL))
 def test_a_label_file_is_all_that_training_sees(world, tmp_path, student):
     """Labels given, every true region of the training split may be noise: no weight changes by one bit."""
@@ -73,7 +72,6 @@ def test_a_label_file_is_all_that_training_sees(world, tmp_path, student):
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="one of the two slow tests of students fails; not looked into yet")
 @pytest.mark.parametrize("student", list(SMALL))
 def test_each_student_learns_the_built_in_world(tmp_path, student):
     """By full supervision at the shipped size on a third of the images: well above choosing one of eight regions blindly."""
