@@ -36,3 +36,31 @@ def small_proposals(small_world):
 
     config = ProposalConfig(max_regions=6)
     return propose(build_detector("builtin", config), small_world[1], config)
+
+
+@pytest.fixture(scope="session")
+def poisoned():
+    """`poisoned(world, target)`: a written world's copy with every region of the training split replaced by noise."""
+    return _poisoned
+
+
+def _poisoned(world, target):
+    import json
+    import pickle
+    import random
+    import shutil
+
+    shutil.copytree(world, target)
+    rng = random.Random(0)
+    refs = pickle.loads((target / "scenes" / "refs(scenes).p").read_bytes())
+    train = {ref["image_id"] for ref in refs if ref["split"] == "train"}
+    path = target / "scenes" / "instances.json"
+    instances = json.loads(path.read_text())
+    for ann in instances["annotations"]:
+        if ann["image_id"] in train:
+            ann["bbox"] = [rng.uniform(0, 60), rng.uniform(0, 60), rng.uniform(1, 60), rng.uniform(1, 60)]
+            ann["segmentation"] = [[0, 0, 5, 0, 5, 5]]
+            ann["category_id"] = 1
+            ann["attributes"] = {"colour": "red", "size": "small", "pattern": "plain"}
+    path.write_text(json.dumps(instances))
+    return target

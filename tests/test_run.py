@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -52,33 +51,15 @@ def whole(world, tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "whole", world)
 
 
-def poisoned(world, target):
-    """The same world with every region of the training split replaced by noise."""
-    shutil.copytree(world, target)
-    rng = random.Random(0)
-    refs = pickle.loads((target / "scenes" / "refs(scenes).p").read_bytes())
-    train = {ref["image_id"] for ref in refs if ref["split"] == "train"}
-    path = target / "scenes" / "instances.json"
-    instances = json.loads(path.read_text())
-    for ann in instances["annotations"]:
-        if ann["image_id"] in train:
-            ann["bbox"] = [rng.uniform(0, 60), rng.uniform(0, 60), rng.uniform(1, 60), rng.uniform(1, 60)]
-            ann["segmentation"] = [[0, 0, 5, 0, 5, 5]]
-            ann["category_id"] = 1
-            ann["attributes"] = {"colour": "red", "size": "small", "pattern": "plain"}
-    path.write_text(json.dumps(instances))
-    return target
-
-
 @pytest.mark.slow
-def test_training_regions_do_not_matter(world, whole, tmp_path):
+def test_training_regions_do_not_matter(world, whole, tmp_path, poisoned):
     """The weak-supervision boundary: poison every training region and no label and no weight changes by one bit."""
     assert made(run(tmp_path / "run", poisoned(world, tmp_path / "poisoned"))) == made(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leak", [False, True])
-def test_refclip_training_regions_do_not_matter(world, tmp_path, monkeypatch, leak):
+def test_refclip_training_regions_do_not_matter(world, tmp_path, monkeypatch, leak, poisoned):
     """The same for teacher and student of two cycles, the second teacher taught by the first student; a planted leak is seen."""
     if leak:
         _plant_leak(monkeypatch)
@@ -101,7 +82,7 @@ def test_refclip_learns_from_expressions_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_planted_leak_is_seen(world, whole, tmp_path, monkeypatch):
+def test_a_planted_leak_is_seen(world, whole, tmp_path, monkeypatch, poisoned):
     """The test above can fail: let the size of a true box into the order of the training expressions."""
     _plant_leak(monkeypatch)
     honest = made(run(tmp_path / "a", world))

@@ -56,10 +56,8 @@ def test_labels_that_are_not_there_are_named(world, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", list(SMALL))
-def test_a_label_file_is_all_that_training_sees(world, tmp_path, student):
+def test_a_label_file_is_all_that_training_sees(world, tmp_path, student, poisoned):
     """Labels given, every true region of the training split may be noise: no weight changes by one bit."""
-    from test_run import poisoned
-
     assert run(tmp_path / "truth", world, student) == 0
     labels = str(tmp_path / "truth" / "cycle-1" / "refined.parquet")
     assert run(tmp_path / "a", world, student, "--labels", labels) == 0
