@@ -99,8 +99,6 @@ def execute(recipe, config, root: Path, text: str) -> Path:
     _quiet_transformers()
     if config.threads:
         torch.set_num_threads(config.threads)
-    if processes.count() > 1 and not os.environ.get("CPGR_SEVERAL_PROCESSES"):
-        raise CpgrError("a run takes one process for now: trainings by several have hung; CPGR_SEVERAL_PROCESSES=1 tries it all the same")
     accelerator = make_accelerator(config.precision)
     name, several = recipe.__name__.rpartition(".")[2], f"{processes.count()} processes, " if processes.count() > 1 else ""
     log.info("recipe %s on %s, %s, %s%d threads", name, accelerator.device, accelerator.mixed_precision, several, torch.get_num_threads())

@@ -70,8 +70,8 @@ def test_a_label_file_is_all_that_training_sees(world, tmp_path, student, poison
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student", list(SMALL))
-def test_each_student_learns_the_built_in_world(tmp_path, student):
+@pytest.mark.parametrize("student", ["mattnet"])  # minutes each: `python -m benchmarks.students` trains them all
+def test_a_student_learns_the_built_in_world(tmp_path, student):
     """By full supervision at the shipped size on a third of the images: well above choosing one of eight regions blindly."""
     options = ["--grounding.student", student, "--data.world_images", "300", "--threads", "1", "--data.eval_split", "val"]
     assert main(["student", *options, "--out", str(tmp_path / "run")]) == 0
