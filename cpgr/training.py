@@ -134,7 +134,10 @@ def make_accelerator(precision: str = "auto"):
 def _fast_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in _cpu_flags()
+    flags = _cpu_flags()
+    # Intel's CPUs multiply bf16 by AMX; by AVX-512 they take twice as long as with fp32 (measured on Sapphire Rapids).
+    fast = "amx_bf16" in flags or ("avx512_bf16" in flags and "GenuineIntel" not in flags)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and fast
 
 
 def _cpu_flags() -> str:
