@@ -68,17 +68,23 @@ class CrossModalLevels(nn.Module):
         self.text_merge, self.visual_merge = nn.Linear(levels * text, text), nn.Linear(levels * visual, visual)
 
     def forward(self, visual, text, visual_mask, text_mask):
-        """visual [B, L, S, Dv], text [B, T, Dt] -> visual [B, S, Dv], text [B, T, Dt]."""
+        """visual [B, L, S, Dv], text [B, T, Dt] -> visual [B, L, S, Dv], still to be merged, and text [B, T, Dt]."""
         batch, levels = visual.shape[:2]
         flat = visual.flatten(0, 1)
         texts = text.repeat_interleave(levels, 0)
         new_text = self.text_norm(texts + self.to_text(texts, flat, visual_mask.repeat_interleave(levels, 0)))
         new_visual = self.visual_norm(flat + self.to_visual(flat, texts, text_mask.repeat_interleave(levels, 0)))
 
-        def merge(x):  # [B * L, N, D] -> [B, N, L * D]
-            return x.unflatten(0, (batch, levels)).transpose(1, 2).flatten(2)
+        return new_visual.unflatten(0, (batch, levels)), self.text_merge(_side_by_side(new_text.unflatten(0, (batch, levels))))
 
-        return self.visual_merge(merge(new_visual)), self.text_merge(merge(new_text))
+    def merge(self, visual):
+        """The levels as one: [B, L, S, Dv] -> [B, S, Dv]."""
+        return self.visual_merge(_side_by_side(visual))
+
+
+def _side_by_side(levels):
+    """[B, L, N, D] -> [B, N, L * D]."""
+    return levels.transpose(1, 2).flatten(2)
 
 
 class FusionLayer(nn.Module):
@@ -143,7 +149,9 @@ class GroundingNetwork(nn.Module):
             levels = levels.to(text.dtype)
         visual, text = self.cross(levels, text, cell_mask, word_mask)
         words = self.text_in(text)
-        tokens, pooled_mask = self._pool(self.visual_in(visual), cell_mask)
+        # averaging commutes with the linear maps: they are applied to the few cells that are left of it
+        pooled, pooled_mask = self._pool(visual, cell_mask)
+        tokens = self.visual_in(self.cross.merge(pooled))
         batch = len(words)
         x = torch.cat([self.reg.expand(batch, -1, -1), words, tokens], 1)
         mask = torch.cat([word_mask.new_ones(batch, 1), word_mask, pooled_mask], 1)
@@ -171,21 +179,29 @@ class GroundingNetwork(nn.Module):
         return out
 
     def _point(self, reg, fused, visual, levels, cell_mask):
-        keys = self.pointer_key(self._unpool(fused) + self.pointer_skip(visual))
-        scores = (keys @ self.pointer_query(reg)[:, :, None]).squeeze(-1).float() / math.sqrt(reg.shape[-1])
+        """Scores q . k(unpool(fused) + skip(merge(visual))) / sqrt(width) of the cells, their softmax, and the boxes.
+
+        As in `CrossAttention`, the one query is carried over to the cells' side, so that no product of all cells with a square
+        matrix is left; what a bias adds is the same for all cells and falls out of the softmax.
+        """
+        query = self.pointer_query(reg) @ self.pointer_key.weight  # [B, width]
+        merged = (query @ self.pointer_skip.weight @ self.cross.visual_merge.weight).unflatten(1, (visual.shape[1], 1, -1))  # [B, L, 1, Dv]
+        scores = self._unpool(fused @ query[:, :, None]).squeeze(-1) + (visual @ merged.transpose(2, 3)).sum(1).squeeze(-1)
+        scores = scores.float() / math.sqrt(reg.shape[-1])
         weights = scores.masked_fill(~cell_mask, float("-inf")).softmax(-1)
         cell_boxes = read_boxes(self.boxes(levels[:, -1]), self.grid)
         best = weights.argmax(-1)
         picked = cell_boxes[torch.arange(len(best), device=best.device), best]
         return {"weights": weights, "cell_boxes": cell_boxes, "boxes": picked, "score": weights.amax(-1)}
 
-    def _pool(self, tokens, mask):
+    def _pool(self, levels, mask):
+        """[B, L, cells, D] and [B, cells] -> the same of squares of cells."""
         if self.config.pool == 1:
-            return tokens, mask
+            return levels, mask
         side, pool = self.grid, self.config.pool
-        cells = tokens.transpose(1, 2).unflatten(2, (side, side))
+        cells = levels.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # a view whose channels lie innermost, as the pooling likes them
         kept = F.max_pool2d(mask.float().unflatten(1, (side, side))[:, None], pool)
-        return F.avg_pool2d(cells, pool).flatten(2).transpose(1, 2), kept.flatten(1) > 0
+        return F.avg_pool2d(cells, pool).flatten(2).transpose(1, 2).unflatten(0, levels.shape[:2]), kept.flatten(1) > 0
 
     def _unpool(self, tokens):
         if self.config.pool == 1:

@@ -139,6 +139,30 @@ def test_cross_attention_is_plain_attention(few, many):
     torch.testing.assert_close(cross(query, key, mask), cross.out(scores.softmax(-1) @ cross.v(key)))
 
 
+@pytest.mark.parametrize("pool", [1, 2])
+@torch.no_grad()
+def test_pointer_is_plain_products(branch, pool):
+    """Merging, pooling and the pointer's query in another order of the products: the function of the formula."""
+    model = network(branch, head="pointer", pool=pool, attention_kind="eager").double()
+    levels, ids, words, cells = inputs(branch)
+    levels, words = levels.double(), words.bool()
+    seen = {}
+    model.fusion[-1].register_forward_hook(lambda module, args, output: seen.update(fused=output))
+    model.fusion[0].register_forward_hook(lambda module, args, output: seen.update(first=args[0]))
+    got = model(levels, ids, words, cells)["weights"]
+    text = model.text_encoder(input_ids=ids, attention_mask=words.long()).last_hidden_state
+    unmerged, _ = model.cross(levels, text, cells, words)
+    visual = model.cross.visual_merge(torch.cat(list(unmerged.unbind(1)), -1))
+    side, grid = branch.grid // pool, branch.grid
+    tokens = model.visual_in(visual).unflatten(1, (side, pool, side, pool)).mean((2, 4)).flatten(1, 2)
+    torch.testing.assert_close(seen["first"][:, -(side**2) :], tokens)
+    fused = seen["fused"][:, -(side**2) :].unflatten(1, (side, side))
+    fused = fused.repeat_interleave(pool, 1).repeat_interleave(pool, 2).reshape(2, grid**2, -1)
+    keys = model.pointer_key(fused + model.pointer_skip(visual))
+    scores = (keys @ model.pointer_query(seen["fused"][:, 0])[:, :, None]).squeeze(-1) / keys.shape[-1] ** 0.5
+    torch.testing.assert_close(got, scores.float().softmax(-1))
+
+
 def test_regression_head_has_no_pointer(branch):
     with pytest.raises(ValueError, match="regression head has none"), torch.no_grad():
         network(branch, head="regression")(*inputs(branch), attention_layer=0)
