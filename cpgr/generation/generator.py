@@ -22,8 +22,9 @@ from ..training import parameter_groups, seed_everything, train
 from ..vocabulary import batches, clean, extend, located, opened
 from .checkpoints import load_blip2
 from .fine_tuning import FineTuning, Groups
+from .image_encoders import image_encoder
 from .objectives import Texts
-from .region_blip2 import RegionBlip2, clip_pixels
+from .region_blip2 import RegionBlip2
 from .settings import GenerationConfig
 from .templates import templates
 
@@ -89,20 +90,15 @@ class Blip2Generator:
             nn.init.zeros_(self.model.coordinates.outer.bias)
             self.model.coordinates.requires_grad_(False)
         self.model.to(self.accelerator.device).eval()
+        self.encoder = image_encoder(captioner, config.image_size)
         if self.store is None:
-            vision = captioner.config.vision_config
-            self.store = FeatureStore(
-                self._encode, config.image_size or vision.image_size, "squash", memory_mb=config.memory_mb, folder=self.work / "features"
-            )
+            self.store = FeatureStore(self._encode, self.encoder.size, "squash", memory_mb=config.memory_mb, folder=self.work / "features")
 
     @torch.no_grad()
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Image features [B, S, V] of uint8 frames: once an image, whatever the number of its regions."""
-        pixels = clip_pixels(frames).to(self.accelerator.device)
-        stretched = self.store.size != self.model.blip2.config.vision_config.image_size
-        encoder = self.model.blip2.vision_model
         with self.accelerator.autocast():
-            return encoder(pixels.to(encoder.dtype), interpolate_pos_encoding=stretched).last_hidden_state.bfloat16()
+            return self.encoder(frames.to(self.accelerator.device)).bfloat16()
 
     def save(self, folder: Path) -> None:
         """PEFT's adapter, the other trained tensors, and the two vocabularies."""

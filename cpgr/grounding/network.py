@@ -29,6 +29,8 @@ class NetworkConfig:
     """Shape of the fusion network (reference: TransVG and CPL, width 256, 8 heads, 6 layers, FFN 2048).
 
     Attributes:
+        fusion: `joint`: [REG], words and cells in one encoder, after CPL's multi-level attention, as published; `query`: [REG] and
+            words ask the last level's cells, which stay as they are (`query_network`), for worlds learnt in minutes.
         head: `regression` is the paper's ([REG] -> MLP -> box). `pointer` reads the box through one attention row
             of [REG] over the image's cells, the box loss marginalised over cells; it learns in minutes where
             the former needs days, and that row is the attention Refinement reads.
@@ -42,6 +44,7 @@ class NetworkConfig:
         attention_kind: `sdpa` or `eager` (matmul and softmax written out, faster on a CPU at small sizes).
     """
 
+    fusion: str = "joint"
     head: str = "regression"
     width: int = 256
     heads: int = 8
@@ -163,7 +166,7 @@ class GroundingNetwork(nn.Module):
                 row = layer.row(x, positions, mask)[:, before:].float()
                 out["attention"] = self._unpool(row[..., None]).squeeze(-1) * cell_mask
                 if attention_only:
-                    return {"attention": _shares(out["attention"])}
+                    return {"attention": shares(out["attention"])}
             x = layer(x, positions, mask)
         if self.config.head == "pointer":
             out |= self._point(x[:, 0], x[:, before:], visual, levels, cell_mask)
@@ -175,7 +178,7 @@ class GroundingNetwork(nn.Module):
                 raise ValueError("attention_layer 0 is the pointer's row; the regression head has none (take 1 or more)")
             out["attention"] = out["weights"]
         if "attention" in out:
-            out["attention"] = _shares(out["attention"])
+            out["attention"] = shares(out["attention"])
         return out
 
     def _point(self, reg, fused, visual, levels, cell_mask):
@@ -187,12 +190,7 @@ class GroundingNetwork(nn.Module):
         query = self.pointer_query(reg) @ self.pointer_key.weight  # [B, width]
         merged = (query @ self.pointer_skip.weight @ self.cross.visual_merge.weight).unflatten(1, (visual.shape[1], 1, -1))  # [B, L, 1, Dv]
         scores = self._unpool(fused @ query[:, :, None]).squeeze(-1) + (visual @ merged.transpose(2, 3)).sum(1).squeeze(-1)
-        scores = scores.float() / math.sqrt(reg.shape[-1])
-        weights = scores.masked_fill(~cell_mask, float("-inf")).softmax(-1)
-        cell_boxes = read_boxes(self.boxes(levels[:, -1]), self.grid)
-        best = weights.argmax(-1)
-        picked = cell_boxes[torch.arange(len(best), device=best.device), best]
-        return {"weights": weights, "cell_boxes": cell_boxes, "boxes": picked, "score": weights.amax(-1)}
+        return point_at(scores / math.sqrt(reg.shape[-1]), self.boxes(levels[:, -1]), self.grid, cell_mask)
 
     def _pool(self, levels, mask):
         """[B, L, cells, D] and [B, cells] -> the same of squares of cells."""
@@ -211,7 +209,16 @@ class GroundingNetwork(nn.Module):
         return F.interpolate(cells, scale_factor=self.config.pool).flatten(2).transpose(1, 2)
 
 
-def _shares(maps: torch.Tensor) -> torch.Tensor:
+def point_at(scores: torch.Tensor, raw_boxes: torch.Tensor, grid: int, cell_mask: torch.Tensor) -> dict:
+    """The pointer's answer: scores [B, cells], raw boxes [B, cells, 4] of the box head, cell_mask True inside the picture."""
+    weights = scores.float().masked_fill(~cell_mask, float("-inf")).softmax(-1)
+    cell_boxes = read_boxes(raw_boxes, grid)
+    best = weights.argmax(-1)
+    picked = cell_boxes[torch.arange(len(best), device=best.device), best]
+    return {"weights": weights, "cell_boxes": cell_boxes, "boxes": picked, "score": weights.amax(-1)}
+
+
+def shares(maps: torch.Tensor) -> torch.Tensor:
     """Maps [B, cells] that sum to 1."""
     return maps / maps.sum(-1, keepdim=True).clamp(min=1e-12)
 

@@ -16,6 +16,7 @@ from ..vocabulary import clean, extend, located, opened
 from .backbones import visual_branch
 from .grounder import Examples, GrounderConfig, NetworkGrounder
 from .network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
+from .query_network import QueryNetwork
 
 
 @dataclass
@@ -25,6 +26,7 @@ class TransVGConfig(GrounderConfig):
     Attributes:
         visual: Visual branch: `builtin`, or `transformers:NAME_OR_FOLDER` of a DETR-type detector.
         text: Text encoder: `builtin`, or the name or folder of a BERT-type model.
+        text_layers: How many of its layers are used (default: all); 0 takes its word embeddings alone.
         max_words: Longest expression in tokens, [CLS] and [SEP] counted (20; 40 for RefCOCOg).
         vocabulary: `extend` adds the training expressions' words that the tokenizer breaks up, `keep` does not.
         loss_l1: Weight of the L1 term (1 as published; 5 suits the pointer head).
@@ -36,6 +38,7 @@ class TransVGConfig(GrounderConfig):
 
     visual: str = "transformers:facebook/detr-resnet-50"
     text: str = "bert-base-uncased"
+    text_layers: int | None = None
     image_size: int = 640
     max_words: int = 20
     freeze_visual: bool = False
@@ -56,9 +59,12 @@ class TransVGGrounder(NetworkGrounder):
         super().__init__(config, accelerator, work)
         if config.weighting not in ("none", "weight", "cpl"):
             raise CpgrError(f"grounding.weighting: {config.weighting!r} is none of none, weight, cpl")
+        network = config.network
+        if network.fusion not in ("joint", "query") or (network.fusion == "query" and network.head != "pointer"):
+            raise CpgrError(f"grounding.network.fusion: {network.fusion!r} with the head {network.head!r}; give joint, or query with the head pointer")
         self.tokenizer = None
 
-    def _build(self, rows: Sequence[Label]) -> GroundingNetwork:
+    def _build(self, rows: Sequence[Label]) -> GroundingNetwork | QueryNetwork:
         from transformers import AutoModel, AutoTokenizer
 
         name = located(self.config.text, "bert")
@@ -69,18 +75,22 @@ class TransVGGrounder(NetworkGrounder):
             encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         return self._network(encoder)
 
-    def _restore(self, folder: Path) -> GroundingNetwork:
+    def _restore(self, folder: Path) -> GroundingNetwork | QueryNetwork:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         encoder = AutoModel.from_config(AutoConfig.from_pretrained(folder / "text"))
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "text")
         return self._network(encoder)
 
-    def _network(self, encoder) -> GroundingNetwork:
+    def _network(self, encoder) -> GroundingNetwork | QueryNetwork:
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # nothing reads it, and it would be trained for nothing
         config = self.config
-        return GroundingNetwork(config.network, visual_branch(config.visual, config.image_size), encoder, config.max_words)
+        if config.text_layers is not None:
+            encoder.encoder.layer = encoder.encoder.layer[: config.text_layers]
+            encoder.config.num_hidden_layers = len(encoder.encoder.layer)
+        kind = {"joint": GroundingNetwork, "query": QueryNetwork}[config.network.fusion]
+        return kind(config.network, visual_branch(config.visual, config.image_size), encoder, config.max_words)
 
     def _keep_words(self, folder: Path) -> None:
         self.network.text_encoder.config.save_pretrained(folder / "text")

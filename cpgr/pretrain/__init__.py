@@ -15,14 +15,14 @@ import logging
 import shutil
 from pathlib import Path
 
-PARTS = ("detector", "bert", "blip2", "prefixes", "regions", "judge")
+PARTS = ("detector", "bert", "blip2", "judge")
 
 
 def main(argv=None) -> None:
     from ..data.proposals.tiny_detector import TinyDetector
     from ..training import make_accelerator, seed_everything
     from ..vocabulary import BUILTIN
-    from .blip2 import load_region_blip2, train_blip2, train_prefixes, train_regions
+    from .blip2 import load_region_blip2, train_blip2
     from .detector import cell_tokens, train_detector
     from .quality import held_out, quality
     from .scenes import draw
@@ -33,9 +33,7 @@ def main(argv=None) -> None:
     parser.add_argument("--images", type=int, default=8000, help="scenes to draw")
     parser.add_argument("--detector-steps", type=int, default=700)
     parser.add_argument("--bert-steps", type=int, default=800)
-    parser.add_argument("--blip2-steps", type=int, default=1500)
-    parser.add_argument("--prefix-steps", type=int, default=800)
-    parser.add_argument("--region-steps", type=int, default=220)
+    parser.add_argument("--blip2-steps", type=int, default=3000)
     parser.add_argument("--context", type=float, default=0.5, help="share of BLIP-2's phrases of boxes that are the first cycle's templates (0: none)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     args = parser.parse_args(argv)
@@ -49,22 +47,15 @@ def main(argv=None) -> None:
     if "detector" in args.only:
         seed_everything("pretrain", "detector")
         train_detector(drawn, args.out, args.detector_steps, accelerator)
-    if {"bert", "blip2", "prefixes"} & set(args.only):
+    if "bert" in args.only:
         detector = TinyDetector.from_pretrained(args.out / "detector").float().eval().requires_grad_(False)
         with accelerator.autocast():
             tokens = cell_tokens(detector, drawn)
-    if "bert" in args.only:
         seed_everything("pretrain", "bert")
         train_bert(drawn, words, tokens, args.out, args.bert_steps, accelerator)
     if "blip2" in args.only:
         seed_everything("pretrain", "blip2")
-        train_blip2(drawn, words, tokens, args.out, args.blip2_steps, accelerator)
-    if "prefixes" in args.only:
-        seed_everything("pretrain", "prefixes")
-        train_prefixes(drawn, tokens, args.out, args.prefix_steps, accelerator)
-    if "regions" in args.only:
-        seed_everything("pretrain", "regions")
-        train_regions(drawn, args.out, args.region_steps, args.context, accelerator)
+        train_blip2(drawn, words, args.out, args.blip2_steps, args.context, accelerator)
     if "judge" in args.only:
         found = quality(*load_region_blip2(args.out), held_out(100), accelerator)
         print(json.dumps({name: round(value, 3) for name, value in found.items()}, indent=1))

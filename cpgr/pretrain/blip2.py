@@ -1,5 +1,7 @@
-"""BLIP-2's classes at the world's size, in three steps: the whole of it on captions and phrases, its image encoder distilled
-from the detector; then with prefixes; then, the image encoder's outputs kept, long on what is in a box and around it."""
+"""BLIP-2's classes at the world's size, trained on captions of whole images and on phrases of boxes.
+
+Its frozen image encoder is the built-in detector's: BLIP-2 (section 3) learns on any image encoder there is, and a ViT this small
+does not learn the world's shapes in the time there is (docs/results.md), which a convolutional detector does."""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.scenes import captions
-from ..generation.checkpoints import load_blip2
-from ..generation.objectives import Texts, contrast, matching, region_losses
-from ..generation.region_blip2 import RegionBlip2, clip_pixels
+from ..generation.checkpoints import MATCHER_PARTS, load_blip2
+from ..generation.objectives import Texts, contrast, matching
+from ..generation.region_blip2 import RegionBlip2
 from ..training import TrainingConfig, train
 from .images import image_tokens, token_rows
 from .phrases import Phrases
@@ -25,7 +27,6 @@ from .words import bert_tokenizer, language_tokenizer
 
 log = logging.getLogger("cpgr")
 
-PATCH = 16  # pixels
 REGIONS = 3  # of a scene in a step
 
 
@@ -39,8 +40,8 @@ def make_blip2(words: list[str], out: Path):
     width = 128
     config = Blip2Config(
         vision_config=Blip2VisionConfig(
-            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=4, num_attention_heads=4, image_size=PIXELS,
-            patch_size=PATCH, initializer_range=0.02,
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=0, num_attention_heads=4, image_size=PIXELS,
+            patch_size=8,
         ),
         qformer_config=Blip2QFormerConfig(
             vocab_size=len(qformer_words), hidden_size=width, num_hidden_layers=3, num_attention_heads=4,
@@ -53,7 +54,7 @@ def make_blip2(words: list[str], out: Path):
             ffn_dim=2 * width, max_position_embeddings=128, dropout=0.0, bos_token_id=llm_words.bos_token_id,
             eos_token_id=llm_words.eos_token_id, pad_token_id=llm_words.pad_token_id,
         ),
-        num_query_tokens=8, image_text_hidden_size=64, image_token_index=None,
+        num_query_tokens=8, image_text_hidden_size=64, image_token_index=None, image_encoder="builtin",
     )  # fmt: skip
     captioner = Blip2ForConditionalGeneration(config)
     captioner.set_attn_implementation("eager")
@@ -61,89 +62,6 @@ def make_blip2(words: list[str], out: Path):
     matcher = Blip2ForImageTextRetrieval(config)
     matcher.qformer = captioner.qformer
     return captioner, matcher, llm_words, qformer_words
-
-
-def train_blip2(drawn, words, tokens, out: Path, steps: int, accelerator) -> None:
-    """The whole model on captions and detection phrases, its image encoder distilled from the detector's cells."""
-    captioner, matcher, llm_words, qformer_words = make_blip2(words, out)
-    parts = nn.ModuleDict(
-        {name: getattr(matcher, name) for name in ("embeddings", "vision_projection", "text_projection", "itm_head")}
-    )
-    model = RegionBlip2(captioner, parts)
-    nn.init.normal_(model.coordinates.outer.weight, std=0.05)
-    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.0)
-    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02)
-    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=3, work=out / "blip2.work", what="BLIP-2")
-    save_blip2(model, matcher, out)
-
-
-def train_prefixes(drawn, tokens, out: Path, steps: int, accelerator) -> None:
-    """Go on from the saved BLIP-2 with prefixes before the phrases: a large language model reads its prompt, a small one
-    has to learn to."""
-    model, llm_words, qformer_words = load_region_blip2(out)
-    step = _Blip2Step(model, llm_words, qformer_words, tokens, drawn, prefixes=0.7)
-    settings = TrainingConfig(steps=steps, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=50, final_rate=0.02)
-    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=4, work=out / "prefixes.work", what="BLIP-2, prefixes")
-    save_blip2(model, _matcher(model, out), out)
-
-
-def _matcher(model: RegionBlip2, out: Path):
-    """The saved matcher with the trained parts in it."""
-    from transformers import Blip2ForImageTextRetrieval
-
-    matcher = Blip2ForImageTextRetrieval.from_pretrained(out / "blip2-itm", dtype=torch.float32)
-    matcher.qformer = model.blip2.qformer
-    for name, part in model.parts.items():
-        setattr(matcher, name, part)
-    return matcher
-
-
-class _Blip2Step(nn.Module):
-    """Captions of whole images and detection phrases of boxes, with the image encoder distilled from the detector."""
-
-    def __init__(self, model: RegionBlip2, llm_words, qformer_words, tokens, drawn, prefixes: float):
-        super().__init__()
-        self.prefixes = prefixes  # how often a phrase is written after another phrase of the same object
-        self.model, self.llm_words, self.qformer_words, self.tokens, self.drawn = model, llm_words, qformer_words, tokens, drawn
-        vision = model.blip2.config.vision_config
-        self.cells = math.isqrt(tokens.shape[1]) // (vision.image_size // vision.patch_size)
-        self.distil = nn.Linear(vision.hidden_size, tokens.shape[-1] * self.cells**2)
-
-    def forward(self, indices: list[int]) -> dict:
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
-        frames = torch.stack([self.drawn[i].image for i in indices])
-        image = self.model.blip2.vision_model(clip_pixels(frames)).last_hidden_state
-        losses = {"distil": self._distil(image, indices)}
-        queries = self.model.regions(image, None)
-        losses["caption"] = self._language(queries, [captions.caption(self.drawn[i].scene, rng) for i in indices])
-        picks = [(row, int(k)) for row, i in enumerate(indices) for k in rng.permutation(len(self.drawn[i].boxes))[:3]]
-        objects = [self.drawn[indices[row]].scene.objects[k] for row, k in picks]
-        phrases = [captions.detection_phrase(o, rng) for o in objects]
-        prefixes = [captions.detection_phrase(o, rng) if rng.random() < self.prefixes else "" for o in objects]
-        boxes = torch.stack([self.drawn[indices[row]].boxes[k] for row, k in picks])
-        boxes = (boxes + torch.randn_like(boxes) * 0.01).clamp(0, 1)
-        encoded = self.qformer_words(phrases, padding=True, return_tensors="pt")
-        texts = Texts(encoded["input_ids"], encoded["attention_mask"], self.qformer_words.bos_token_id)
-        same = torch.tensor([[a == b for b in phrases] for a in phrases])
-        named = region_losses(
-            self.model, image, boxes, texts, self._ids(prefixes, True), self._ids(phrases, False), same, torch.ones(len(picks)),
-            torch.tensor([row for row, _ in picks]), smoothing=0.0,
-        )  # fmt: skip
-        losses |= named
-        return {**losses, "loss": sum(losses.values())}
-
-    def _distil(self, image, indices):
-        grid, cells = math.isqrt(self.tokens.shape[1]), self.cells
-        target = self.tokens[indices].float().unflatten(1, (grid // cells, cells, grid // cells, cells))
-        target = target.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        # raw, it takes most of the clipped gradient at first: image features come before the words for them
-        return F.mse_loss(self.distil(image[:, 1:]).float(), target)
-
-    def _language(self, queries, texts):
-        return self.model.language_loss(queries, *self._ids([""] * len(texts), True), *self._ids(texts, False)).mean()
-
-    def _ids(self, texts, prompt: bool):
-        return token_rows(self.llm_words, texts, prompt)
 
 
 def load_region_blip2(folder: Path):
@@ -157,16 +75,17 @@ def load_region_blip2(folder: Path):
     return model, *(AutoTokenizer.from_pretrained(folder / name) for name in ("blip2", "blip2-itm"))
 
 
-def train_regions(drawn, out: Path, steps: int, context: float, accelerator) -> None:
-    """Go on with the image encoder frozen and its outputs kept, which makes a step cheap: captions, phrases of boxes and, in
-    a share `context` of draws, phrases with context, with the aids of `_RegionStep`."""
-    model, llm_words, qformer_words = load_region_blip2(out)
-    model.blip2.vision_model.requires_grad_(False)
+def train_blip2(drawn, words: list[str], out: Path, steps: int, context: float, accelerator) -> None:
+    """All of BLIP-2 but its image encoder, whose outputs are kept: captions, phrases of boxes and, in a share `context` of
+    draws, phrases with context, with the aids of `_Step`."""
+    captioner, matcher, llm_words, qformer_words = make_blip2(words, out)
+    model = RegionBlip2(captioner, nn.ModuleDict({name: getattr(matcher, name) for name in MATCHER_PARTS}))
+    nn.init.normal_(model.coordinates.outer.weight, std=0.05)
     with accelerator.autocast():
         images = image_tokens(model, drawn)
-    step = _RegionStep(model, llm_words, qformer_words, images, Phrases(drawn, context))
+    step = _Step(model, llm_words, qformer_words, images, Phrases(drawn, context))
     settings = TrainingConfig(
-        steps=steps, batch_size=32, learning_rate=1e-3, weight_decay=0.05, warmup=50, final_rate=0.02, checkpoint_seconds=60.0,
+        steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02, checkpoint_seconds=60.0,
         validate_every=300,
     )  # fmt: skip
     judged = held_out(24)
@@ -176,11 +95,11 @@ def train_regions(drawn, out: Path, steps: int, context: float, accelerator) -> 
         log.info("BLIP-2: %s", ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
         return found["unique"] + found["phrase_itg"] + found["context_itg"]
 
-    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=5, work=out / "regions.work", what="BLIP-2, regions", validate=validate)
-    save_blip2(model, _matcher(model, out), out)
+    train(step, Indices(len(drawn)), as_is, settings, accelerator, seed=5, work=out / "blip2.work", what="BLIP-2", validate=validate)
+    save_blip2(model, matcher, out)
 
 
-class _RegionStep(nn.Module):
+class _Step(nn.Module):
     """The four losses on phrases of boxes, the language model's on captions, and two aids that ship with nothing: half of
     the cross-attention's heads are asked to look into the box, and the queries' mean to tell the object's attributes.
     Nothing else tells a query where to look until it happens to look there."""
@@ -194,7 +113,7 @@ class _RegionStep(nn.Module):
         self.lists = WorldLists(vocabulary)
         width = model.region_queries.shape[-1]
         self.names = nn.Linear(width, sum(self.lists.counts))
-        self.grid = math.isqrt(images.shape[1] - 1)
+        self.grid = math.isqrt(images.shape[1])
         self.maps: list[torch.Tensor] = []
         for layer in model.blip2.qformer.encoder.layer[:-1]:  # the last one may look where it likes
             layer.crossattention.attention.register_forward_hook(lambda module, args, output: self.maps.append(output[1]))
@@ -240,7 +159,7 @@ class _RegionStep(nn.Module):
         across = (centre > boxes[:, :1] - half) & (centre < boxes[:, 2:3] + half)
         down = (centre > boxes[:, 1:2] - half) & (centre < boxes[:, 3:4] + half)
         inside = (down[:, :, None] & across[:, None]).flatten(1)
-        mass = torch.stack([(m[:, : m.shape[1] // 2, :, 1:].float() * inside[:, None, None]).sum(-1).mean((1, 2)) for m in self.maps])
+        mass = torch.stack([(m[:, : m.shape[1] // 2].float() * inside[:, None, None]).sum(-1).mean((1, 2)) for m in self.maps])
         return -(mass + 1e-4).log().mean()
 
     def _language(self, queries, texts):

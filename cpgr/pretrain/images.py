@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..generation.region_blip2 import RegionBlip2, clip_pixels
+from ..generation.image_encoders import image_encoder
+from ..generation.region_blip2 import RegionBlip2
 from .scenes import Drawn
 
 
 @torch.no_grad()
 def image_tokens(model: RegionBlip2, drawn: list[Drawn]) -> torch.Tensor:
-    """The image encoder's outputs of every scene, [N, 1 + cells, width] bf16."""
-    chunks = (torch.stack([d.image for d in drawn[i : i + 32]]) for i in range(0, len(drawn), 32))
-    return torch.cat([model.blip2.vision_model(clip_pixels(c)).last_hidden_state.bfloat16() for c in chunks])
+    """The image encoder's outputs of every scene, [N, cells, width] bf16."""
+    encoder = image_encoder(model.blip2)
+    return torch.cat([encoder(torch.stack([d.image for d in drawn[i : i + 32]])).bfloat16() for i in range(0, len(drawn), 32)])
 
 
 def token_rows(tokenizer, texts: list[str], prompt: bool):

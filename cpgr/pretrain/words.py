@@ -68,7 +68,7 @@ def train_bert(drawn, words, tokens, out: Path, steps: int, accelerator) -> None
     tokenizer = bert_tokenizer(words, out / "bert")
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
-        max_position_embeddings=64, attn_implementation="eager",
+        max_position_embeddings=64, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertModel(config, add_pooling_layer=False)
     step = _AlignStep(model, tokenizer, tokens, drawn)

@@ -8,6 +8,7 @@ from cpgr.data.proposals.tiny_detector import TinyDetector, TinyDetectorConfig
 from cpgr.grounding.attention import Attention, CrossAttention
 from cpgr.grounding.backbones import TinyBranch
 from cpgr.grounding.network import GroundingNetwork, NetworkConfig, box_loss, pointer_loss
+from cpgr.grounding.query_network import CellAttention, QueryNetwork
 from cpgr_kernels import generalized_box_iou
 
 
@@ -25,7 +26,8 @@ def network(branch, **options):
     torch.manual_seed(1)
     text = BertModel(BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     config = NetworkConfig(**{"width": 32, "heads": 4, "layers": 2, "ffn": 64, "dropout": 0.0, **options})
-    return GroundingNetwork(config, branch, text, max_words=10).eval()
+    kind = QueryNetwork if config.fusion == "query" else GroundingNetwork
+    return kind(config, branch, text, max_words=10).eval()
 
 
 def inputs(branch, words=6):
@@ -35,12 +37,15 @@ def inputs(branch, words=6):
     return levels, ids, torch.ones(2, words), torch.ones(2, branch.grid**2, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("head", ["regression", "pointer"])
-@pytest.mark.parametrize("pool", [1, 2])
+SHAPES = [*({"head": head, "pool": pool} for head in ("regression", "pointer") for pool in (1, 2)), {"fusion": "query", "head": "pointer"}]
+POINTERS = [{"head": "pointer"}, {"fusion": "query", "head": "pointer"}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_word_padding_changes_nothing(branch, head, pool):
+def test_word_padding_changes_nothing(branch, shape):
     """CPL's released mask is added to the logits and raises padding; here padding is hidden."""
-    model = network(branch, head=head, pool=pool)
+    model = network(branch, **shape)
     levels, ids, mask, cells = inputs(branch)
     padded_ids = torch.cat([ids, torch.full((2, 3), 7)], 1)
     padded_mask = torch.cat([mask, torch.zeros(2, 3)], 1)
@@ -50,11 +55,12 @@ def test_word_padding_changes_nothing(branch, head, pool):
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", POINTERS)
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @torch.no_grad()
-def test_the_map_alone_is_the_map(branch, layer):
+def test_the_map_alone_is_the_map(branch, layer, shape):
     """Layers beyond the map's are left out; with the pointer's own row none is."""
-    model = network(branch, head="pointer", layers=3)
+    model = network(branch, layers=3, **shape)
     asked = inputs(branch)
     whole, calls = model(*asked, attention_layer=layer), []
     for block in model.fusion:
@@ -63,10 +69,11 @@ def test_the_map_alone_is_the_map(branch, layer):
     assert torch.equal(alone["attention"], whole["attention"]) and len(calls) == (layer - 1 if layer else 3)
 
 
+@pytest.mark.parametrize("shape", POINTERS)
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @torch.no_grad()
-def test_cells_outside_the_picture_get_no_attention(branch, layer):
-    model = network(branch, head="pointer")
+def test_cells_outside_the_picture_get_no_attention(branch, layer, shape):
+    model = network(branch, **shape)
     levels, ids, mask, cells = inputs(branch)
     cells[:, :24] = False
     out = model(levels, ids, mask, cells, attention_layer=layer)
@@ -137,6 +144,38 @@ def test_cross_attention_is_plain_attention(few, many):
     mask[0, -1] = False
     scores = (cross.q(query) @ cross.k(key).transpose(1, 2) / 8**0.5).masked_fill(~mask[:, None], float("-inf"))
     torch.testing.assert_close(cross(query, key, mask), cross.out(scores.softmax(-1) @ cross.v(key)))
+
+
+def test_cell_attention_is_plain_attention():
+    """The cells' projections carried over to the queries: torch's own multi-head attention with the places in the keys."""
+    torch.manual_seed(0)
+    ours, plain = CellAttention(16, 4).double(), torch.nn.MultiheadAttention(16, 4, batch_first=True).double()
+    query, cells, places = torch.randn(2, 3, 16).double(), torch.randn(2, 9, 16).double(), torch.randn(9, 16).double()
+    mask = torch.rand(2, 9) < 0.7
+    with torch.no_grad():
+        plain.in_proj_weight.copy_(torch.cat([ours.q.weight, ours.k.weight, ours.v.weight]))
+        plain.in_proj_bias.copy_(torch.cat([ours.q.bias, torch.zeros(16), ours.v.bias]))
+        plain.out_proj.weight.copy_(ours.out.weight)
+        plain.out_proj.bias.copy_(ours.out.bias)
+        expected, weights = plain(query, cells + places, cells, key_padding_mask=~mask, average_attn_weights=False)
+    torch.testing.assert_close(ours(query, cells, places, mask), expected)
+    torch.testing.assert_close(ours.weights(query, cells, places, mask), weights)
+
+
+def test_the_query_network_tells_left_from_right(branch):
+    """Two cells alike but for their place: a word of position can choose between them."""
+    model = network(branch, fusion="query", head="pointer").train()
+    levels, _, words, cells = inputs(branch, words=2)
+    same = levels[:, :, :1].expand_as(levels).contiguous()
+    ids = torch.tensor([[3, 4], [3, 5]])
+    target = torch.tensor([0, branch.grid - 1])  # the first row's ends
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(40):
+        loss = torch.nn.functional.nll_loss(model(same, ids, words, cells)["weights"].clamp(min=1e-9).log(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model(same, ids, words, cells)["weights"].argmax(1).tolist() == target.tolist()
 
 
 @pytest.mark.parametrize("pool", [1, 2])
