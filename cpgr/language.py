@@ -5,13 +5,20 @@ Written from a description of the published ones; MCAN (CVPR 2019) is where bloc
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .errors import DataError
+
+log = logging.getLogger("cpgr")
 
 PAD, UNKNOWN = 0, 1
 SPECIAL = ("PAD", "UNK", "CLS")  # published ids 0, 1, 2; the last is never used
@@ -95,6 +102,27 @@ class LanguageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, padding)
         return x, self.pool(x, padding)
+
+
+def read_vectors(path: Path) -> dict[str, np.ndarray]:
+    """Word vectors from a .npz of `words` and `vectors`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            words, vectors = file["words"], file["vectors"].astype(np.float32)
+            return dict(zip([str(w) for w in words], vectors, strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(path, "", f"is no .npz of `words` and `vectors`: {error}", "convert the vectors with numpy.savez") from error
+
+
+def fill_vectors(embedding: nn.Embedding, words: Words, vectors: dict[str, np.ndarray], config: LanguageConfig) -> None:
+    """Give each word its vector, zeros to those that have none (as spaCy does); frozen where the config says so."""
+    known = [(i, vectors[w if w in vectors else w.lower()]) for i, w in enumerate(words.words) if w in vectors or w.lower() in vectors]
+    with torch.no_grad():
+        embedding.weight.zero_()
+        for index, vector in known:
+            embedding.weight[index] = torch.as_tensor(vector)
+    embedding.weight.requires_grad_(not config.freeze_words)
+    log.info("word vectors: %d of %d words are in %s", len(known), len(words), config.vectors)
 
 
 class Norm(nn.Module):

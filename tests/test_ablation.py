@@ -60,7 +60,7 @@ def test_differences_are_paired_by_seed(tmp_path):
 @pytest.mark.slow
 def test_arms_are_runs_and_resume(tmp_path, monkeypatch):
     """The base, a baseline that reads its training time, full supervision, and one that is the base itself."""
-    from cpgr import run
+    from cpgr import execution, run
 
     out = tmp_path / "out"
     names = "equal-time,supervised,judges,cross-fitting,crops,cycles-2"
@@ -77,6 +77,6 @@ def test_arms_are_runs_and_resume(tmp_path, monkeypatch):
     assert rows["supervised"]["pairing_hit_rate"]["mean"] == 1.0
 
     calls = []
-    monkeypatch.setattr(run, "command", lambda argv, prog: calls.append(argv))
+    monkeypatch.setattr(execution, "command", lambda argv, prog: calls.append(argv))
     assert run.main(["ablation", *args]) == 0 and calls == []
     assert run.main(["ablation", *args[:-4], "--seeds", "x", "--out", str(out)]) == 2

@@ -132,7 +132,7 @@ def test_losses_and_weights_are_those_of_one_process(tmp_path):
 
 FAILING = """
 import sys, torch
-from cpgr import processes, run
+from cpgr import execution, processes, run
 from cpgr.errors import CpgrError
 
 def work(argv, prog):
@@ -141,7 +141,7 @@ def work(argv, prog):
         raise CpgrError("the disk is full") if sys.argv[2] == "mistake" else KeyError("a bug")
     processes.joined([1])  # waits for the one that fails
 
-run.command = work
+execution.command = work
 sys.exit(run.main([]))
 """
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from cpgr import recipes, run
+from cpgr import execution, recipes
 from cpgr.data.records import Truth
 from cpgr.errors import CpgrError
 from cpgr.labels import LabelTable
@@ -36,7 +36,7 @@ def test_a_weak_build_is_handed_no_truth(small_world, tmp_path, monkeypatch):
         monkeypatch.setattr(recipe, "build", build)
         options = ["--data.format", "refer", "--data.root", str(small_world[0]), "--data.dataset", "scenes", "--out", str(tmp_path / name)]
         with pytest.raises(Stop):
-            run.command([name.split()[0], *options, *more])
+            execution.command([name.split()[0], *options, *more])
     for weak in ("cpgr", "student"):
         assert not any(isinstance(arg, Truth) for arg in handed[weak]) and len(handed[weak]) == 3
     for supervised in ("supervised", "student on the truth"):

@@ -1,6 +1,6 @@
 """`python -m cpgr.run ablation`: a list of arms times seeds over a base config, each arm an ordinary run in a folder of its own.
 
-There is no loop here but the one over the runs: an arm is a call of `run.command` with a changed config. What is finished is
+There is no loop here but the one over the runs: an arm is a call of `execution.command` with a changed config. What is finished is
 not run again, what was stopped goes on.
 """
 
@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .. import processes
+from .. import execution, processes
 from ..errors import CpgrError
 from .arms import BASE, STOPS, Arm, arms
 from .table import Result, read_result, write_tables
@@ -123,8 +123,6 @@ def run_arm(arm: Arm, seed: int, base: dict[str, Any], out: Path) -> bool:
     """Run one arm, unless it is finished; True where its config is the base's own, so that nothing has to be run."""
     import yaml
 
-    from .. import run
-
     at = folder(out, arm.name, seed)
     config = arm_config(arm, seed, base, out)
     if arm.name != BASE and arm.recipe == "cpgr" and config == arm_config(Arm(BASE, "base"), seed, base, out):
@@ -140,7 +138,7 @@ def run_arm(arm: Arm, seed: int, base: dict[str, Any], out: Path) -> bool:
     if not (at / "config.yaml").exists():
         written.write_text(yaml.safe_dump(config, sort_keys=False))
     resume = ["--resume"] if (at / "config.yaml").exists() else []
-    run.command([arm.recipe, "--config", str(written), "--out", str(at), *resume], "python -m cpgr.run")
+    execution.command([arm.recipe, "--config", str(written), "--out", str(at), *resume], "python -m cpgr.run")
     return False
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from cpgr_kernels import box_iou
 from torch import nn
 
-from ..language import LanguageConfig, LanguageEncoder
+from ..language import LanguageConfig, LanguageEncoder, fill_vectors, read_vectors
 from ..regions import cxcywh_to_xyxy
 from ..training import TrainingConfig
 from .backbones import map_branch
@@ -60,11 +61,11 @@ class SimRECConfig(GrounderConfig):
 class SimRECNetwork(nn.Module):
     """Feature maps and an expression -> a box and an objectness a cell."""
 
-    def __init__(self, config: SimRECConfig, branch: nn.Module, words: int):
+    def __init__(self, config: SimRECConfig, branch: nn.Module, words: int, word_width: int | None = None):
         super().__init__()
         check_scales(branch.scales)
         self.branch, self.scales, self.grid = branch, branch.scales, branch.scales[-1][1]
-        self.language = LanguageEncoder(config.language, words)
+        self.language = LanguageEncoder(config.language, words, word_width)
         text, width, inner = config.language.width, config.width, config.head_width
         self.gates = nn.ModuleList(
             TextGate(nn.Sequential(nn.Conv2d(c, width, 1), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)), text, width) for c, _ in self.scales
@@ -149,8 +150,24 @@ class SimRECGrounder(CellGrounder):
 
     name = "simrec"
 
-    def _network(self) -> SimRECNetwork:
-        return SimRECNetwork(self.config, map_branch(self.config.visual, self.config.image_size), len(self.words))
+    def _network(self, word_width: int | None = None) -> SimRECNetwork:
+        return SimRECNetwork(self.config, map_branch(self.config.visual, self.config.image_size), len(self.words), word_width)
+
+    def _new_network(self) -> SimRECNetwork:
+        language = self.config.language
+        if not language.vectors:
+            return self._network()
+        vectors = read_vectors(Path(language.vectors))
+        network = self._network(len(next(iter(vectors.values()))))
+        fill_vectors(network.language.embedding, self.words, vectors, language)
+        return network
+
+    def _restored_network(self, folder: Path) -> SimRECNetwork:
+        """The file of vectors may be gone: their width is the artefact's."""
+        from safetensors import safe_open
+
+        with safe_open(folder / "model.safetensors", "pt") as saved:
+            return self._network(saved.get_slice("language.embedding.weight").get_shape()[1])
 
     def losses(self, output: dict, batch: dict) -> dict:
         return simrec_losses(output, batch["boxes"], self.network.grid, self.config.loss_box)

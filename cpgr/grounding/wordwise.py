@@ -33,16 +33,24 @@ class WordGrounder(NetworkGrounder):
         """A new network for `self.words`."""
         raise NotImplementedError
 
+    def _new_network(self) -> nn.Module:
+        """`_network` before its training."""
+        return self._network()
+
+    def _restored_network(self, folder: Path) -> nn.Module:
+        """`_network` of the sizes in an artefact's folder."""
+        return self._network()
+
     def _build(self, rows: Sequence[Label]) -> nn.Module:
         batch = self.config.training.batch_size
         if min(len(rows), batch) < 2:
             raise CpgrError(f"{self.name} is trained on two or more labels at once (batch norm); there are {len(rows)}, in batches of {batch}")
         self.words = Words.of(row.expression for row in rows)
-        return self._network()
+        return self._new_network()
 
     def _restore(self, folder: Path) -> nn.Module:
         self.words = Words(json.loads((folder / FILE).read_text(encoding="utf-8")))
-        return self._network()
+        return self._restored_network(folder)
 
     def _keep_words(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.words.words, ensure_ascii=False), encoding="utf-8")

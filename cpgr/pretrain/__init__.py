@@ -33,7 +33,7 @@ def main(argv=None) -> None:
     parser.add_argument("--images", type=int, default=8000, help="scenes to draw")
     parser.add_argument("--detector-steps", type=int, default=700)
     parser.add_argument("--bert-steps", type=int, default=800)
-    parser.add_argument("--blip2-steps", type=int, default=3000)
+    parser.add_argument("--blip2-steps", type=int, default=2400)
     parser.add_argument("--context", type=float, default=0.5, help="share of BLIP-2's phrases of boxes that are the first cycle's templates (0: none)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     args = parser.parse_args(argv)

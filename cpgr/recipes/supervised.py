@@ -1,6 +1,6 @@
 """Full supervision: the recipe's grounding network trained on true boxes. The bound that weak runs are measured against.
 
-It says by `sees_truth` that it is fully supervised: `run.execute` then hands the training split's true boxes to its `build`.
+It says by `sees_truth` that it is fully supervised: `execution.execute` then hands the training split's true boxes to its `build`.
 Nothing that it makes is read by another recipe.
 """
 

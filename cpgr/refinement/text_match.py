@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import CpgrError, DataError
+from ..errors import CpgrError
+from ..language import read_vectors
 from ..vocabulary import batches, clean
 
 WIDTH = 512
@@ -73,12 +74,3 @@ class TextMatch:
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
         states, mask = self.encoder(**batch).last_hidden_state, batch["attention_mask"][..., None]
         yield from (states * mask).sum(1) / mask.sum(1)
-
-
-def read_vectors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            words, vectors = file["words"], file["vectors"].astype(np.float32)
-            return dict(zip([str(w) for w in words], vectors, strict=True))
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(path, "", f"is no .npz of `words` and `vectors`: {error}", "convert the vectors with numpy.savez") from error

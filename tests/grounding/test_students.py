@@ -136,6 +136,26 @@ def test_words_that_training_never_saw_are_answered(accelerator, tmp_path, small
     assert torch.isfinite(answer.boxes).all() and answer.boxes.shape == (3, 4)
 
 
+def test_simrec_takes_word_vectors_of_a_file(accelerator, tmp_path, small_world, labels):
+    """Words of the file keep their vectors through the training, others are zeros; the artefact opens when the file is gone."""
+    import numpy as np
+
+    known = sorted({word for row in labels for word in row.expression.split()})[:5]
+    np.savez(tmp_path / "vectors.npz", words=np.array(known), vectors=np.arange(5 * 7, dtype=np.float32).reshape(5, 7) + 1)
+    language = replace(CONFIG.simrec.language, vectors=str(tmp_path / "vectors.npz"))
+    grounder = fitted("simrec", accelerator, tmp_path, small_world, labels, language=language)
+    table = grounder.network.language.embedding.weight.detach()
+    assert table.shape[1] == 7 and not table.requires_grad
+    for i, word in enumerate(known):
+        assert table[grounder.words.ids[word]].tolist() == [7.0 * i + 1 + k for k in range(7)]
+    rest = [grounder.words.ids[w] for w in grounder.words.words if w not in known]
+    assert rest and table[rest].abs().max() == 0
+    answer = grounder.ground(asked(small_world))
+    grounder.save(tmp_path / "artefact")
+    (tmp_path / "vectors.npz").unlink()
+    assert torch.equal(open_student(tmp_path / "artefact", accelerator, tmp_path / "w").ground(asked(small_world)).boxes, answer.boxes)
+
+
 @pytest.mark.parametrize("name", ["realgin", "simrec"])
 def test_garans_attention_can_be_asked_for(accelerator, tmp_path, small_world, labels, name):
     grounder, queries = fitted(name, accelerator, tmp_path, small_world, labels), asked(small_world)[:3]

@@ -40,10 +40,13 @@ def queries(small_world):
     return [Query(split.images[e.image_id], e.text) for e in split.expressions]
 
 
-@pytest.mark.parametrize("head", ["pointer", "regression"])
-def test_fit_save_load(accelerator, tmp_path, small_world, labels, head):
-    network = replace(CONFIG.network, head=head, attention_layer=0 if head == "pointer" else 1)
-    grounder = fitted(accelerator, tmp_path, small_world, labels, network=network)
+@pytest.mark.parametrize("network", [
+    {"head": "pointer"}, {"head": "regression", "attention_layer": 1}, {"fusion": "query"}, {"fusion": "query", "width": 16, "attention_layer": 1},
+])  # fmt: skip
+@pytest.mark.parametrize("text_layers", [None, 0])
+def test_fit_save_load(accelerator, tmp_path, small_world, labels, network, text_layers):
+    grounder = fitted(accelerator, tmp_path, small_world, labels, network=replace(CONFIG.network, **network), text_layers=text_layers)
+    assert len(grounder.network.text_encoder.encoder.layer) == (2 if text_layers is None else text_layers)
     asked = queries(small_world)
     answer, attention = grounder.ground(asked), grounder.attend(asked)
     assert answer.boxes.shape == (len(asked), 4) and attention.maps.shape == (len(asked), attention.grid**2)
@@ -158,6 +161,8 @@ def test_errors(accelerator, tmp_path, small_world, labels):
         fitted(accelerator, tmp_path, small_world, LabelTable(row.drop("no") for row in labels))
     with pytest.raises(CpgrError, match="unknown visual branch"):
         fitted(accelerator, tmp_path, small_world, labels, visual="resnet50")
+    with pytest.raises(CpgrError, match="'query' with the head 'regression'"):
+        fitted(accelerator, tmp_path, small_world, labels, network=replace(CONFIG.network, fusion="query", head="regression"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CpgrError, match="not a grounding model"):
         TransVGGrounder(CONFIG, accelerator, tmp_path).load(tmp_path / "empty")

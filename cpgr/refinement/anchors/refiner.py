@@ -16,14 +16,13 @@ from ...data.proposals.darknet_weights import load_state, read_state
 from ...data.records import Image, Split
 from ...errors import CpgrError, DataError
 from ...labels import Label, LabelTable
-from ...language import Words, split_words
+from ...language import Words, fill_vectors, read_vectors, split_words
 from ...processes import count
 from ...progress import track
 from ...regions import Frame
 from ...stages import Attention, Generator, Grounded, Grounder, Images, Query
 from ...training import parameter_groups, train
 from ...vocabulary import batches
-from ..text_match import read_vectors
 from .checkpoints import check_words, published_names
 from .network import AnchorNetwork, ContrastStep, choose_cells, own_scores
 from .settings import AnchorConfig
@@ -104,7 +103,7 @@ class AnchorRefiner:
         width = len(next(iter(vectors.values()))) if vectors else None
         self.network = AnchorNetwork(config, self.detector, len(self.words), width).to(self.accelerator.device)
         if vectors:
-            _fill(self.network.language.embedding, self.words, vectors, config.language)
+            fill_vectors(self.network.language.embedding, self.words, vectors, config.language)
         if config.weights:
             state = published_names(read_state(config.weights))
             check_words(state, len(self.words), config.weights)
@@ -373,14 +372,3 @@ def read_words(path: str | Path) -> Words:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(path, "", "holds no expressions under `refs`", "give RefCLIP's annotations {split: [{refs, ...}]}")
     return Words.of(texts)
-
-
-def _fill(embedding: torch.nn.Embedding, words: Words, vectors: dict, config) -> None:
-    """Word vectors from a file, zeros for words it lacks (as spaCy gives)."""
-    known = [(i, vectors[w if w in vectors else w.lower()]) for i, w in enumerate(words.words) if w in vectors or w.lower() in vectors]
-    with torch.no_grad():
-        embedding.weight.zero_()
-        for index, vector in known:
-            embedding.weight[index] = torch.as_tensor(vector)
-    embedding.weight.requires_grad_(not config.freeze_words)
-    log.info("word vectors: %d of %d words are in %s", len(known), len(words), config.vectors)
