@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import CpgrError
 from .region_blip2 import clip_pixels
@@ -23,18 +24,21 @@ class OwnEncoder:
 
 
 class DetectorEncoder:
-    """The cells of the built-in detector's last block."""
+    """The cells of the built-in detector's last block, normalised as a ViT's last tokens are, with their sine positions: a detector's
+    cells know what is there better than where they lie."""
 
     def __init__(self, device):
         from ..data.proposals.builtin import WEIGHTS
-        from ..data.proposals.tiny_detector import TinyDetector
+        from ..data.proposals.tiny_detector import TinyDetector, sine_positions
 
         self.model = TinyDetector.from_pretrained(WEIGHTS).float().eval().requires_grad_(False).to(device)
-        self.size = self.model.config.image_size
+        config = self.model.config
+        self.size, self.places = config.image_size, sine_positions(config.grid, config.width).to(device)
 
     def __call__(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, S, S] -> tokens [B, cells, V]."""
-        return self.model.levels(frames)[-1]
+        cells = self.model.levels(frames)[-1]
+        return F.layer_norm(cells, cells.shape[-1:]) + self.places
 
 
 def image_encoder(blip2, size: int = 0):
