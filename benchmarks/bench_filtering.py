@@ -93,8 +93,8 @@ def _builtin(device: str):
     from cpgr.grounding.transvg import TransVGConfig
     from cpgr.vocabulary import BUILTIN
 
-    network = NetworkConfig(head="pointer", width=128, heads=4, layers=3, ffn=256, pool=2, attention_layer=0, attention_kind="eager")
-    config = TransVGConfig(visual="builtin", text="builtin", image_size=0, freeze_visual=True, network=network)
+    network = NetworkConfig(fusion="query", head="pointer", width=128, heads=4, layers=3, ffn=256, attention_layer=0, attention_kind="eager")
+    config = TransVGConfig(visual="builtin", text="builtin", text_layers=0, image_size=0, freeze_visual=True, network=network)
     return _grounder(config, device, AutoModel.from_pretrained(BUILTIN / "bert"))
 
 

@@ -79,7 +79,7 @@ def _config(options: list[str]):
 
     from .. import recipes
     from ..config import make_parser, name_configs, split_recipe
-    from ..run import NOT_CONFIG
+    from ..execution import NOT_CONFIG
 
     name, rest = split_recipe(options, recipes.RECIPES)
     recipe = recipes.load(name)
