@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..data.proposals.builtin import WEIGHTS
 from ..errors import CpgrError
 from .region_blip2 import clip_pixels
 
@@ -27,11 +28,10 @@ class DetectorEncoder:
     """The cells of the built-in detector's last block, normalised as a ViT's last tokens are, with their sine positions: a detector's
     cells know what is there better than where they lie."""
 
-    def __init__(self, device):
-        from ..data.proposals.builtin import WEIGHTS
+    def __init__(self, folder, device):
         from ..data.proposals.tiny_detector import TinyDetector, sine_positions
 
-        self.model = TinyDetector.from_pretrained(WEIGHTS).float().eval().requires_grad_(False).to(device)
+        self.model = TinyDetector.from_pretrained(folder).float().eval().requires_grad_(False).to(device)
         config = self.model.config
         self.size, self.places = config.image_size, sine_positions(config.grid, config.width).to(device)
 
@@ -41,18 +41,18 @@ class DetectorEncoder:
         return F.layer_norm(cells, cells.shape[-1:]) + self.places
 
 
-def image_encoder(blip2, size: int = 0):
+def image_encoder(blip2, size: int = 0, detector=WEIGHTS):
     """The encoder of a `Blip2ForConditionalGeneration`: a function of uint8 frames with the side `size` they must have.
 
     A published checkpoint brings its own. The built-in one was trained on the built-in detector's cells and its config says so
-    (`image_encoder: builtin`): BLIP-2 (section 3) takes any frozen image encoder.
+    (`image_encoder: builtin`): BLIP-2 (section 3) takes any frozen image encoder. `detector` is that one's folder.
     """
     named = getattr(blip2.config, "image_encoder", "own")
     if named == "own":
         return OwnEncoder(blip2, size)
     if named != "builtin":
         raise CpgrError(f"the captioner's config names the image encoder {named!r}; own and builtin are known")
-    made = DetectorEncoder(next(blip2.parameters()).device)
+    made = DetectorEncoder(detector, next(blip2.parameters()).device)
     if size not in (0, made.size):
         raise CpgrError(f"generation.image_size {size}: the built-in image encoder takes {made.size} pixels")
     return made

@@ -125,8 +125,9 @@ class GroundingNetwork(nn.Module):
         self.positions = nn.Parameter(torch.randn(1, 1 + max_words + cells, config.width) * 0.02)
         self.fusion = nn.ModuleList(FusionLayer(config) for _ in range(config.layers))
         if config.head == "pointer":
-            self.pointer_query, self.pointer_key = (nn.Linear(config.width, config.width) for _ in range(2))
-            self.pointer_skip = nn.Linear(branch.width, config.width)
+            self.pointer_query = nn.Linear(config.width, config.width)
+            self.pointer_key = nn.Linear(config.width, config.width, bias=False)
+            self.pointer_skip = nn.Linear(branch.width, config.width, bias=False)
             self.boxes = box_head(branch.width)
             if branch.box_head_state() is not None:
                 self.boxes.load_state_dict(branch.box_head_state())

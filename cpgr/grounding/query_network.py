@@ -1,8 +1,8 @@
 """A small grounding network whose words ask the image: [REG] and the words attend to each other and to the cells, and the cells
 stay what the frozen visual branch made them (the order of DETR's decoder, pre-norm).
 
-TransVG's joint encoder has to learn everything in the cells' own updates; on the built-in world it never learns a position or a relation in an
-hour, this one does in two minutes at half the time a step (docs/results.md).
+TransVG's joint encoder has to learn everything in the cells' own updates; on the built-in world it had learnt no position or relation after 1,600
+steps, this one has after 400 at half the time a step (docs/results.md).
 """
 
 from __future__ import annotations

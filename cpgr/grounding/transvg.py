@@ -59,6 +59,8 @@ class TransVGGrounder(NetworkGrounder):
         super().__init__(config, accelerator, work)
         if config.weighting not in ("none", "weight", "cpl"):
             raise CpgrError(f"grounding.weighting: {config.weighting!r} is none of none, weight, cpl")
+        if config.text_layers is not None and config.text_layers < 0:
+            raise CpgrError(f"grounding.text_layers: {config.text_layers} is no number of layers; 0 takes the word embeddings alone")
         network = config.network
         if network.fusion not in ("joint", "query") or (network.fusion == "query" and network.head != "pointer"):
             raise CpgrError(f"grounding.network.fusion: {network.fusion!r} with the head {network.head!r}; give joint, or query with the head pointer")

@@ -57,7 +57,7 @@ def main(argv=None) -> None:
         seed_everything("pretrain", "blip2")
         train_blip2(drawn, words, args.out, args.blip2_steps, args.context, accelerator)
     if "judge" in args.only:
-        found = quality(*load_region_blip2(args.out), held_out(100), accelerator)
+        found = quality(*load_region_blip2(args.out), held_out(100), args.out, accelerator)
         print(json.dumps({name: round(value, 3) for name, value in found.items()}, indent=1))
     for work in args.out.glob("*.work"):
         shutil.rmtree(work)

@@ -82,7 +82,7 @@ def train_blip2(drawn, words: list[str], out: Path, steps: int, context: float, 
     model = RegionBlip2(captioner, nn.ModuleDict({name: getattr(matcher, name) for name in MATCHER_PARTS}))
     nn.init.normal_(model.coordinates.outer.weight, std=0.05)
     with accelerator.autocast():
-        images = image_tokens(model, drawn)
+        images = image_tokens(model, drawn, out)
     step = _Step(model, llm_words, qformer_words, images, Phrases(drawn, context))
     settings = TrainingConfig(
         steps=steps, batch_size=32, learning_rate=1.5e-3, weight_decay=0.05, warmup=100, final_rate=0.02, checkpoint_seconds=60.0,
@@ -91,7 +91,7 @@ def train_blip2(drawn, words: list[str], out: Path, steps: int, context: float, 
     judged = held_out(24)
 
     def validate() -> float:
-        found = quality(model, llm_words, qformer_words, judged, accelerator)
+        found = quality(model, llm_words, qformer_words, judged, out, accelerator)
         log.info("BLIP-2: %s", ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
         return found["unique"] + found["phrase_itg"] + found["context_itg"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ..generation.image_encoders import image_encoder
@@ -10,9 +12,9 @@ from .scenes import Drawn
 
 
 @torch.no_grad()
-def image_tokens(model: RegionBlip2, drawn: list[Drawn]) -> torch.Tensor:
-    """The image encoder's outputs of every scene, [N, cells, width] bf16."""
-    encoder = image_encoder(model.blip2)
+def image_tokens(model: RegionBlip2, drawn: list[Drawn], weights: Path) -> torch.Tensor:
+    """The image encoder's outputs of every scene, [N, cells, width] bf16, by the detector in the folder `weights`."""
+    encoder = image_encoder(model.blip2, detector=weights / "detector")
     return torch.cat([encoder(torch.stack([d.image for d in drawn[i : i + 32]])).bfloat16() for i in range(0, len(drawn), 32)])
 
 

@@ -22,7 +22,7 @@ def held_out(count: int):
 
 
 @torch.no_grad()
-def quality(model, llm_words, qformer_words, drawn, accelerator) -> dict[str, float]:
+def quality(model, llm_words, qformer_words, drawn, weights, accelerator) -> dict[str, float]:
     """Shares in 0..1. For phrases of the object alone and phrases with context that are true of one object only:
     `KIND_itg`, `KIND_itc`, `KIND_itm`, how often the score chooses that object among the scene's (`KIND_chance`: by lot). Of
     texts written for every object, greedily after its prefix and without one: `true` and `unique` by the parser."""
@@ -30,7 +30,7 @@ def quality(model, llm_words, qformer_words, drawn, accelerator) -> dict[str, fl
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     with accelerator.autocast():
-        images = image_tokens(model, drawn)
+        images = image_tokens(model, drawn, weights)
         for kind, context in (("phrase", 0.0), ("context", 1.0)):
             phrases = Phrases(drawn, context)
             for i, d in enumerate(drawn):

@@ -163,6 +163,8 @@ def test_errors(accelerator, tmp_path, small_world, labels):
         fitted(accelerator, tmp_path, small_world, labels, visual="resnet50")
     with pytest.raises(CpgrError, match="'query' with the head 'regression'"):
         fitted(accelerator, tmp_path, small_world, labels, network=replace(CONFIG.network, fusion="query", head="regression"))
+    with pytest.raises(CpgrError, match="text_layers: -1"):
+        fitted(accelerator, tmp_path, small_world, labels, text_layers=-1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CpgrError, match="not a grounding model"):
         TransVGGrounder(CONFIG, accelerator, tmp_path).load(tmp_path / "empty")
